@@ -1,0 +1,166 @@
+"""A transformers model whose parameters exist by name and shape only, and the weights put into it, shard by shard.
+
+No rank ever holds the whole model. The skeleton has its parameters on the meta device and its buffers (rotary
+frequencies and the like, which no file holds) for real. After it is split, each rank reads from the safetensors files
+just the boxes it owns, or draws them from the seed: one module at a time is drawn whole, from a seed of its own, so
+that the weights are the same on every mesh.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from tp2d_mesh import NamedTensor
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Within the block, parameters of new modules are moved to the meta device as soon as they are registered."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(module, name, param)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def build_skeleton(
+    config: Any, *, dtype: torch.dtype, attn_implementation: str | None = None, trust_remote_code: bool = False
+) -> nn.Module:
+    """A causal language model from its configuration: parameters on meta, buffers real, ties kept, no cache.
+
+    Args:
+        config: a transformers configuration.
+        dtype: dtype of the parameters.
+        attn_implementation: transformers' name of an attention ("sdpa", "eager", "flash_attention_2", ...).
+        trust_remote_code: whether code from the model's repository may run.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    config.use_cache = False
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with parameters_on_meta():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+    model.tie_weights()
+    return model
+
+
+def load_weights(model: nn.Module, state: Mapping[str, NamedTensor], folder: Path) -> None:
+    """Fill every parameter's boxes from a Hugging Face folder of safetensors files.
+
+    Args:
+        model: the model, for its tied names and its base prefix.
+        state: ``model.<name>`` -> this rank's boxes.
+        folder: holds ``model.safetensors`` or ``model.safetensors.index.json``.
+
+    Raises:
+        ValueError: no safetensors file, a parameter that no file holds, or another shape than the configuration's.
+    """
+    where = _files_by_key(folder)
+    wanted = {name: _key_in_files(model, name.removeprefix("model."), where, folder) for name in state}
+    with ExitStack() as stack:
+        files = {f: stack.enter_context(safe_open(f, framework="pt")) for f in {where[k] for k in wanted.values()}}
+        for name, tensor in state.items():
+            _fill(tensor, files[where[wanted[name]]].get_slice(wanted[name]), folder)
+
+
+def _files_by_key(folder: Path) -> dict[str, Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = json.loads(index.read_text())["weight_map"]
+        return {key: folder / file for key, file in weight_map.items()}
+    single = folder / "model.safetensors"
+    if not single.exists():
+        raise ValueError(
+            f"{folder} holds neither model.safetensors nor model.safetensors.index.json: save the model with "
+            f"save_pretrained (safetensors is its default format)."
+        )
+    with safe_open(single, framework="pt") as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def _key_in_files(model: Any, name: str, where: Mapping[str, Path], folder: Path) -> str:
+    """The key a parameter has in the files: its own name, that of its tied twin, or either without the base prefix."""
+    tied = [n for n, p in model.named_parameters(remove_duplicate=False) if p is model.get_parameter(name)]
+    prefix = f"{model.base_model_prefix}."
+    for key in [*tied, *(n.removeprefix(prefix) for n in tied)]:
+        if key in where:
+            return key
+    raise ValueError(f"the weights in {folder} have no tensor for the parameter {name}; they hold {len(where)} others.")
+
+
+def _fill(tensor: NamedTensor, source: Any, folder: Path) -> None:
+    if tuple(source.get_shape()) != tensor.global_shape:
+        raise ValueError(
+            f"{tensor.name} has shape {tuple(source.get_shape())} in {folder} where the configuration says "
+            f"{tensor.global_shape}."
+        )
+    for piece in tensor.pieces:
+        box = tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.tensor.shape, strict=True))
+        piece.tensor.copy_(source[box])
+
+
+def initialize_weights(model: Any, state: Mapping[str, NamedTensor], *, seed: int, device: torch.device) -> None:
+    """Draw every parameter from `seed` by the model's own rules, the same on every mesh.
+
+    Args:
+        model: the parallel model; its ``_init_weights`` says how a module of its family starts.
+        state: ``model.<name>`` -> this rank's boxes.
+        seed: the run's seed; each module draws from its own, made of this and its name.
+        device: where the whole tensors of one module at a time are drawn.
+
+    Raises:
+        ValueError: a parameter the model's rules leave undefined.
+    """
+    with torch.random.fork_rng(devices=[device] if device.index is not None else []):
+        for prefix, module in model.named_modules():
+            leaves = [leaf for leaf in module._parameters if f"model.{_join(prefix, leaf)}" in state]
+            if not leaves:
+                continue
+            whole = _whole_module(module, state, prefix, leaves, device)
+            torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{prefix}".encode()).digest()[:8], "big") >> 1)
+            model._init_weights(whole)
+            for leaf in leaves:
+                _cut(state[f"model.{_join(prefix, leaf)}"], whole._parameters[leaf])
+
+
+def _join(prefix: str, leaf: str) -> str:
+    return f"{prefix}.{leaf}" if prefix else leaf
+
+
+def _whole_module(
+    module: nn.Module, state: Mapping[str, NamedTensor], prefix: str, leaves: list[str], device: torch.device
+) -> nn.Module:
+    """The module with whole, undefined (NaN) parameters of its own; the original stays as it is."""
+    whole = copy.copy(module)
+    whole._parameters = dict(module._parameters)
+    for leaf in leaves:
+        tensor = state[f"model.{_join(prefix, leaf)}"]
+        dtype = module._parameters[leaf].dtype  # type: ignore[union-attr]
+        undefined = torch.full(tensor.global_shape, torch.nan, dtype=dtype, device=device)
+        whole._parameters[leaf] = nn.Parameter(undefined, requires_grad=False)
+    return whole
+
+
+def _cut(tensor: NamedTensor, whole: torch.Tensor) -> None:
+    if bool(whole.isnan().any()):
+        raise ValueError(f"{tensor.name}: the model's own rules leave it uninitialised; start from saved weights.")
+    for piece in tensor.pieces:
+        box = tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.tensor.shape, strict=True))
+        piece.tensor.copy_(whole[box])

@@ -1,0 +1,83 @@
+"""The token loss, summed, on logits whose vocabulary is split over tp.
+
+No rank gathers the logits: the log-sum-exp and the label's logit each need one number per token from the others. The
+result is the plain cross-entropy in at least float32, as transformers computes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.autograd import Function
+from tp2d_mesh import chunk_range
+
+IGNORED = -100
+
+
+def shifted_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Labels moved one to the left, so that position t holds the token that its logits predict.
+
+    Args:
+        labels: ``(batch, seq)`` int64, -100 where nothing is to be predicted.
+
+    Returns:
+        ``(batch, seq)`` int64; the last position is -100.
+    """
+    return F.pad(labels, (0, 1), value=IGNORED)[:, 1:].contiguous()
+
+
+class _VocabularyCrossEntropy(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, start: int, group: dist.ProcessGroup
+    ) -> torch.Tensor:
+        maximum = logits.max(dim=-1).values
+        dist.all_reduce(maximum, dist.ReduceOp.MAX, group=group)
+        exps = (logits - maximum[:, None]).exp_()
+        here = (labels >= start) & (labels < start + logits.shape[-1])
+        local = torch.where(here, labels - start, 0)
+        own = torch.where(here, logits.gather(1, local[:, None])[:, 0] - maximum, 0.0)
+        sums = torch.stack([exps.sum(dim=-1), own])
+        dist.all_reduce(sums, group=group)
+        counted = labels != IGNORED
+        ctx.save_for_backward(exps.div_(sums[0][:, None]), local, here, counted)
+        return torch.where(counted, sums[0].log() - sums[1], 0.0).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        softmax, local, here, counted = ctx.saved_tensors
+        out = softmax.scatter_add(1, local[:, None], -here[:, None].to(softmax.dtype))
+        return out.mul_((counted * grad)[:, None]), None, None, None
+
+
+def token_loss_sum(
+    logits: torch.Tensor, labels: torch.Tensor, *, vocab_size: int, group: dist.ProcessGroup
+) -> torch.Tensor:
+    """The sum of the cross-entropy over every token that is to be predicted.
+
+    Args:
+        logits: ``(batch, seq, vocabulary chunk of this tp rank)``, of any float dtype.
+        labels: ``(batch, seq)`` int64, not shifted, -100 where nothing is to be predicted.
+        vocab_size: the whole vocabulary, in rows of the output embedding.
+        group: the tp group the vocabulary is split over.
+
+    Returns:
+        A scalar in float32 (float64 for float64 logits), equal on every rank of the group.
+
+    Raises:
+        RuntimeError: the logits are not this rank's chunk, so the model does something to them this loss cannot know.
+    """
+    start, stop = chunk_range(vocab_size, dist.get_world_size(group), dist.get_rank(group))
+    if logits.shape[-1] != stop - start:
+        raise RuntimeError(
+            f"the model returned {logits.shape[-1]} logits per token where this tp rank holds rows {start} to {stop} "
+            f"of a vocabulary of {vocab_size}."
+        )
+    wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    targets = shifted_labels(labels).flatten()
+    if dist.get_world_size(group) == 1:
+        return F.cross_entropy(wide, targets, ignore_index=IGNORED, reduction="sum")
+    return _VocabularyCrossEntropy.apply(wide, targets, start, group)

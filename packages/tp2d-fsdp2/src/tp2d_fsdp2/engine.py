@@ -60,6 +60,7 @@ class FSDP2Engine:
         attn_implementation: transformers' name of an attention, or None for its default.
         trust_remote_code: whether code from the model's repository may run.
         optimizer: ``adamw`` or ``sgd`` (plain; for parity checks).
+        verified_only: refuse families not yet checked for exact gradients; only the parity sweep turns it off.
 
     Raises:
         ValueError: the model, the mesh or an option does not allow exact training; by name.
@@ -83,6 +84,7 @@ class FSDP2Engine:
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         optimizer: str = "adamw",
+        verified_only: bool = True,
     ) -> None:
         self.mesh = mesh
         self.max_grad_norm = max_grad_norm
@@ -93,7 +95,7 @@ class FSDP2Engine:
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
         )
-        self.plan = plan_model(self.model, tp=mesh.layout.tp)
+        self.plan = plan_model(self.model, tp=mesh.layout.tp, verified_only=verified_only)
         self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
         self.tp = parallelize(
             self.model,

@@ -6,5 +6,5 @@ is not here is refused under tensor parallelism, because a wrong plan trains on 
 
 from __future__ import annotations
 
-VERIFIED_FAMILIES: frozenset[str] = frozenset({"gemma3_text", "llama", "qwen2", "qwen3"})
+VERIFIED_FAMILIES: frozenset[str] = frozenset({"gemma3_text", "llama", "olmo2", "qwen2", "qwen3"})
 """``config.model_type`` of every checked family."""

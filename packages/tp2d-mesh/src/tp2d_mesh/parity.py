@@ -37,6 +37,43 @@ class Reference:
     weights: dict[str, torch.Tensor]
 
 
+TINY = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 50,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Sizes of a model small enough for exhaustive checks; vocabulary and MLP do not divide by 4."""
+
+
+def tiny_model(family: str, *, dtype: torch.dtype, seed: int = 0, **changes: Any) -> Any:
+    """A causal language model of a transformers family at `TINY` sizes, weights drawn from `seed`.
+
+    Needs transformers. Gemma 3 gets one sliding and one full layer; Qwen2 and Gemma 3 tie their embeddings.
+
+    Args:
+        family: transformers' model type.
+        dtype: dtype of the parameters.
+        seed: of the weights.
+        changes: configuration values that differ.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes: dict[str, Any] = {**TINY, "tie_word_embeddings": family in ("qwen2", "gemma3_text")}
+    if family == "gemma3_text":
+        layer_types = ["sliding_attention", "full_attention"]
+        sizes |= {"sliding_window": 8, "query_pre_attn_scalar": 8, "layer_types": layer_types}
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**sizes, **changes}), dtype=dtype)
+
+
 def random_batches(*, steps: int, rows: int, seq_length: int, vocab_size: int, seed: int = 0) -> list[Batch]:
     """Global batches of random tokens with ragged right padding, rows of 2 to `seq_length` tokens.
 

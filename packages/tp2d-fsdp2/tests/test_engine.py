@@ -1,0 +1,171 @@
+"""The engine's contract: state by name, evaluation, options, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+from tp2d_fsdp2 import FSDP2Engine
+from tp2d_fsdp2.testing import run_engine
+from tp2d_mesh import Mesh
+from tp2d_mesh.parity import TINY, micro_batches, random_batches, tiny_model
+from tp2d_mesh.testing import MeshError, run_on_mesh
+
+BATCHES = random_batches(steps=4, rows=4, seq_length=12, vocab_size=TINY["vocab_size"])
+
+
+def config_of(family: str, **changes: Any) -> Any:
+    return tiny_model(family, dtype=torch.float32, **changes).config
+
+
+def placements(mesh: Mesh, config: Any) -> dict[str, tuple]:
+    engine = FSDP2Engine(config=config, weights=None, mesh=mesh)
+    found = {}
+    for name, parameter in engine.model.named_parameters():
+        assert isinstance(parameter, DTensor), name
+        found[name] = (parameter.device_mesh.mesh_dim_names, tuple(parameter.shape), parameter.to_local().numel())
+    return found
+
+
+def test_every_parameter_lies_on_the_mesh_and_no_rank_holds_the_model() -> None:
+    """Shows a parameter left off the tp axis, or held whole by a rank."""
+    config = config_of("qwen3")
+    whole = {n: p.numel() for n, p in tiny_model("qwen3", dtype=torch.float32).named_parameters()}
+    ranks = run_on_mesh(placements, config, dp=2, tp=2)
+    for found in ranks:
+        assert {name: axes for name, (axes, _, _) in found.items()} == dict.fromkeys(whole, ("dp", "tp"))
+        held = sum(numel for _, _, numel in found.values())
+        assert held < 0.27 * sum(whole.values())
+
+
+def stock_norm(mesh: Mesh, config: Any) -> tuple[float, float]:
+    """The engine's norm of a step, and torch's own clip_grad_norm_ on the same DTensor gradients."""
+    engine = FSDP2Engine(config=config, weights=None, mesh=mesh, max_grad_norm=None)
+    seen: list[float] = []
+
+    def stock(*_: Any) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(engine.model.parameters(), 1e9)
+        seen.append(float(norm.full_tensor()))
+
+    engine.optimizer.register_step_pre_hook(stock)
+    stats = engine.train_step(micro_batches(BATCHES[0], layout=mesh.layout, rank=mesh.rank, accumulation=1))
+    return float(stats.grad_norm), seen[0]
+
+
+def test_norm_equals_torchs_own() -> None:
+    """Shows replicated gradients counted tp times."""
+    for norm, stock in run_on_mesh(stock_norm, config_of("gemma3_text"), dp=2, tp=2):
+        assert norm == pytest.approx(stock, rel=1e-5)
+
+
+def interrupted(mesh: Mesh, config: Any, interrupt: bool) -> tuple[list[float], dict]:
+    """Four steps; with `interrupt`, the engine is replaced after two by a fresh one filled from its state."""
+    engine = FSDP2Engine(config=config, weights=None, mesh=mesh, learning_rate=1e-2)
+    losses = []
+    for step, batch in enumerate(BATCHES):
+        if interrupt and step == 2:
+            saved = {n: [p.tensor.clone() for p in t.pieces] for n, t in engine.state().items()}
+            extra = json.loads(json.dumps(engine.extra_state()))
+            engine.close()
+            engine = FSDP2Engine(config=config, weights=None, mesh=mesh, learning_rate=1e-2, seed=7)
+            for name, tensor in engine.state().items():
+                for piece, value in zip(tensor.pieces, saved[name], strict=True):
+                    piece.tensor.copy_(value)
+            engine.load_extra_state(extra)
+        stats = engine.train_step(micro_batches(batch, layout=mesh.layout, rank=mesh.rank, accumulation=1))
+        losses.append(float(stats.loss))
+    return losses, {n: [p.tensor for p in t.pieces] for n, t in engine.state().items()}
+
+
+def test_an_engine_filled_from_anothers_state_goes_on_bit_for_bit() -> None:
+    """Shows a moment, a weight or the step count that the state leaves out."""
+    config = config_of("qwen2")
+    straight = run_on_mesh(interrupted, config, False, dp=2, tp=2)
+    resumed = run_on_mesh(interrupted, config, True, dp=2, tp=2)
+    for (losses, weights), (losses_again, weights_again) in zip(straight, resumed, strict=True):
+        assert losses == losses_again
+        for name, pieces in weights.items():
+            assert all(torch.equal(a, b) for a, b in zip(pieces, weights_again[name], strict=True)), name
+    assert any(name.startswith("optim.") and name.endswith(".exp_avg_sq") for name in straight[0][1])
+
+
+def evaluation(mesh: Mesh, config: Any) -> tuple[float, int, float]:
+    engine = FSDP2Engine(config=config, weights=None, mesh=mesh, learning_rate=0.0)
+    rows = micro_batches(BATCHES[0], layout=mesh.layout, rank=mesh.rank, accumulation=1)
+    loss_sum, tokens = engine.evaluate(rows[0])
+    stats = engine.train_step(rows)
+    assert int(stats.tokens) == int(tokens)
+    return float(loss_sum), int(tokens), float(stats.loss)
+
+
+def test_evaluation_sums_over_dp_and_counts_tokens_once() -> None:
+    """Shows tokens counted once per tp rank, and a loss of this rank's rows alone."""
+    expected = int((BATCHES[0]["labels"][:, 1:] != -100).sum())
+    for loss_sum, tokens, train_loss in run_on_mesh(evaluation, config_of("llama"), dp=2, tp=2):
+        assert tokens == expected
+        assert loss_sum / tokens == pytest.approx(train_loss, rel=1e-6)
+
+
+def losses(mesh: Mesh, config: Any, options: dict) -> list[float]:
+    run = run_engine(mesh, config, None, BATCHES, accumulation=2, options={"learning_rate": 1e-2, **options})
+    return run.losses
+
+
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        ({"activation_checkpointing": True}, 0.0),  # the same arithmetic, done twice
+        ({"attn_implementation": "eager"}, 1e-5),  # other kernels, fp32
+        ({"precision": "bf16"}, 0.02),  # 8 bits of mantissa: 2**-9 relative on a loss near ln(99) = 4.6, twice over
+        ({"precision": "bf16-pure"}, 0.05),  # rounding of the weights adds to it
+    ],
+    ids=str,
+)
+def test_options_change_the_arithmetic_no_more_than_they_say(options: dict, bound: float) -> None:
+    config = config_of("qwen3")
+    plain = run_on_mesh(losses, config, {}, dp=2, tp=2)[0]
+    for found in run_on_mesh(losses, config, options, dp=2, tp=2):
+        assert max(abs(a - b) for a, b in zip(found, plain, strict=True)) <= bound
+
+
+def test_fp16_scales_the_loss_and_skips_steps_that_overflow() -> None:
+    """Shows gradients left scaled: the norm would be 65,536 times too large and AdamW would hide it."""
+    for steps_taken, scale, norm, plain_norm in run_on_mesh(fp16_run, config_of("llama"), dp=2, tp=1):
+        assert norm == pytest.approx(plain_norm, rel=0.02)
+        assert steps_taken >= 1 and scale <= 2.0**16
+
+
+def fp16_run(mesh: Mesh, config: Any) -> tuple[int, float, float, float]:
+    batch = micro_batches(BATCHES[0], layout=mesh.layout, rank=mesh.rank, accumulation=1)
+    plain = FSDP2Engine(config=config, weights=None, mesh=mesh, learning_rate=0.0)
+    half = FSDP2Engine(config=config, weights=None, mesh=mesh, learning_rate=0.0, precision="fp16")
+    norms = [float(half.train_step(batch).grad_norm) for _ in range(8)]
+    extra = half.extra_state()
+    finite = [norm for norm in norms if norm < float("inf")]
+    return extra["optimizer_steps"], extra["loss_scale"]["value"], finite[-1], float(plain.train_step(batch).grad_norm)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "options", "tp", "message"),
+    [
+        ("llama", {"num_key_value_heads": 2}, {}, 4, "num_key_value_heads=2 is not divisible by tp_size=4"),
+        ("llama", {}, {"precision": "fp8"}, 1, "precision='fp8' is not known; choose from fp64, fp32"),
+        ("llama", {}, {"optimizer": "lion"}, 1, "optimizer='lion' is not known; choose from adamw, sgd"),
+        ("mixtral", {}, {}, 2, "asks for the tensor parallel style 'packed_colwise'"),
+        ("gpt2", {}, {}, 2, "model type 'gpt2' ships no tensor parallel plan"),
+    ],
+)
+def test_refusals(family: str, changes: dict, options: dict, tp: int, message: str) -> None:
+    with pytest.raises(MeshError, match=message):
+        run_on_mesh(losses, config_of(family, **changes), options, tp=tp)
+
+
+def test_compiled_layers_train_to_the_same_losses() -> None:
+    """Shows a crossing or a local parameter that tracing loses: a gradient of zero, or of this rank alone."""
+    config = config_of("qwen3", num_hidden_layers=1)
+    plain = run_on_mesh(losses, config, {}, tp=2)[0]
+    for found in run_on_mesh(losses, config, {"compile": True}, tp=2, timeout=240.0):
+        assert max(abs(a - b) for a, b in zip(found, plain, strict=True)) < 1e-5

@@ -1,7 +1,7 @@
 """Parity of the FSDP2 engine with one process, over every mesh, family and accumulation count, as a table.
 
     python benchmarks/parity.py            # the matrix: 6 meshes x 4 families x accumulation 1, 2, 4
-    python benchmarks/parity.py --sweep    # every causal language model type that ships a plan, at 1x2 and 2x2
+    python benchmarks/parity.py --sweep    # a verdict for every causal language model type, or for those named
 
 For each row: the worst max|difference| / max|gradient| of any parameter on any rank and the worst weight after one SGD
 step, both in float64 (Gemma computes its norms in float32 whatever it is given), and the worst difference of 20 AdamW
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tp2d_mesh.testing import MeshError, run_on_mesh
 
 MESHES = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4))
 FAMILIES = ("qwen2", "llama", "qwen3", "gemma3_text")
+SWEEP_MESHES = ((1, 2), (2, 2), (1, 4))
 ACCUMULATION = (1, 2, 4)
 TINY_LIMIT = 5_000_000  # parameters
 ROWS = 16  # divides by dp x accumulation for all of the above
@@ -110,12 +111,12 @@ def matrix() -> Iterator[bool]:
                     yield good
 
 
-def sweep() -> Iterator[bool]:
-    """Print a verdict per model type that transformers maps to a causal language model and ships a plan for."""
+def sweep(families: Sequence[str]) -> Iterator[bool]:
+    """Print a verdict per model type; without names, for all that transformers maps to a causal language model."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     print("| model type | verdict |\n|---|---|")
-    for family in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    for family in families or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         with tempfile.TemporaryDirectory() as folder:
             print(f"| {family} | {verdict(family, Path(folder))} |", flush=True)
             yield True
@@ -128,7 +129,7 @@ def verdict(family: str, folder: Path) -> str:
     except Exception as error:  # one verdict of many: whatever keeps a tiny model of the family from being built
         return f"no tiny model: {first_line(error)}"
     try:
-        errors = [gradient_and_weight_error(c, dp=dp, tp=2, accumulation=2) for dp in (1, 2)]
+        errors = [gradient_and_weight_error(c, dp=dp, tp=tp, accumulation=2) for dp, tp in SWEEP_MESHES]
     except MeshError as error:
         return f"refused: {last_line(error)}"
     except ValueError as error:
@@ -147,8 +148,8 @@ def last_line(error: Exception) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", action="store_true", help="a verdict per model type")
+    parser.add_argument("--sweep", nargs="*", metavar="TYPE", help="a verdict per model type; without names, for all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = list(sweep() if arguments.sweep else matrix())
+    results = list(matrix() if arguments.sweep is None else sweep(arguments.sweep))
     sys.exit(0 if all(results) else 1)

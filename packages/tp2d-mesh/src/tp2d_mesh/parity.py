@@ -49,6 +49,8 @@ TINY = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "attention_dropout": 0.0,
+    "residual_dropout": 0.0,
 }
 """Sizes of a model small enough for exhaustive checks; vocabulary and MLP do not divide by 4."""
 

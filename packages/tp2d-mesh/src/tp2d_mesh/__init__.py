@@ -1,0 +1,34 @@
+"""The dp x tp layout, its DeviceMesh and process groups, and the plan that splits a model."""
+
+from importlib.metadata import version
+
+from tp2d_mesh.families import VERIFIED_FAMILIES
+from tp2d_mesh.layout import Coordinates, Layout
+from tp2d_mesh.mesh import Mesh, build_mesh
+from tp2d_mesh.mpu import MPU
+from tp2d_mesh.plan import ParameterPlan, Plan, Style, check_heads, plan_model
+from tp2d_mesh.shards import Box, NamedTensor, Piece, chunk_range, local_boxes, named_tensor, tp_ranges
+
+__version__ = version("tp2d-mesh")
+
+__all__ = [
+    "MPU",
+    "VERIFIED_FAMILIES",
+    "Box",
+    "Coordinates",
+    "Layout",
+    "Mesh",
+    "NamedTensor",
+    "ParameterPlan",
+    "Piece",
+    "Plan",
+    "Style",
+    "__version__",
+    "build_mesh",
+    "check_heads",
+    "chunk_range",
+    "local_boxes",
+    "named_tensor",
+    "plan_model",
+    "tp_ranges",
+]

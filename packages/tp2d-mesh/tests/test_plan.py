@@ -159,6 +159,15 @@ def test_a_rank_without_rows_is_refused() -> None:
         plan_model(Model(vocabulary=5), tp=4)
 
 
+def test_dropout_beside_uneven_chunks_is_refused() -> None:
+    """Shows tp ranks that draw unequally many random numbers, so that their whole activations drift apart."""
+    model = Model(num_attention_heads=3, resid_pdrop=0.1)
+    with pytest.raises(ValueError, match=r"layers.0.attention.q_proj.weight has 8 rows.*8 % 3 = 2.*resid_pdrop=0.1"):
+        plan_model(model, tp=3)
+    model.config.resid_pdrop = 0.0
+    plan_model(model, tp=3)
+
+
 def test_the_meta_device_is_enough() -> None:
     with torch.device("meta"):
         model = Model()

@@ -32,7 +32,7 @@ def parameters_on_meta() -> Iterator[None]:
             param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
         register(module, name, param)
 
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
@@ -41,7 +41,7 @@ def parameters_on_meta() -> Iterator[None]:
 
 def build_skeleton(
     config: Any, *, dtype: torch.dtype, attn_implementation: str | None = None, trust_remote_code: bool = False
-) -> nn.Module:
+) -> Any:
     """A causal language model from its configuration: parameters on meta, buffers real, ties kept, no cache.
 
     Args:
@@ -158,7 +158,7 @@ def _whole_module(
     return whole
 
 
-def _cut(tensor: NamedTensor, whole: torch.Tensor) -> None:
+def _cut(tensor: NamedTensor, whole: Any) -> None:
     if bool(whole.isnan().any()):
         raise ValueError(f"{tensor.name}: the model's own rules leave it uninitialised; start from saved weights.")
     for piece in tensor.pieces:

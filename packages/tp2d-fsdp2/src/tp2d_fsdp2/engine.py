@@ -208,7 +208,7 @@ class FSDP2Engine:
             full = f"{prefix}{name}{suffix}"
             named[full] = named_tensor(
                 full,
-                tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach(),
+                _local(tensor),
                 global_shape=self.parameters[name].shape,
                 layout=self.mesh.layout,
                 rank=self.mesh.rank,
@@ -237,6 +237,10 @@ class FSDP2Engine:
         self.optimizer.state.clear()
         self.parameters = {}
         self.model = None
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def _count(batch: Batch) -> torch.Tensor:

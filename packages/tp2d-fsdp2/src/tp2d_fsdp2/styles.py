@@ -31,9 +31,9 @@ def distribute_parameters(model: nn.Module, plan: Plan, mesh: Mesh) -> None:
     for name, parameter in model.named_parameters():
         made[id(parameter)] = _distributed(parameter, plan.parameters[name], mesh)
     for module in model.modules():
-        for leaf, parameter in list(module._parameters.items()):
-            if parameter is not None:
-                module.register_parameter(leaf, made[id(parameter)])
+        for leaf, shared in list(module._parameters.items()):
+            if shared is not None:
+                module.register_parameter(leaf, made[id(shared)])
 
 
 def _distributed(parameter: nn.Parameter, place: ParameterPlan, mesh: Mesh) -> nn.Parameter:
@@ -64,7 +64,7 @@ def apply_styles(model: nn.Module, plan: Plan, tp: TensorParallel) -> None:
 def local_parameters(module: nn.Module) -> Iterator[dict[str, torch.Tensor | None]]:
     """Within the block, the module's own DTensor parameters are seen as plain local tensors, with gradients kept."""
     kept = dict(module._parameters)
-    seen = {n: p.to_local() if isinstance(p, DTensor) else p for n, p in kept.items()}
+    seen: dict[str, torch.Tensor | None] = {n: p.to_local() if isinstance(p, DTensor) else p for n, p in kept.items()}
     module._parameters.update(seen)  # type: ignore[arg-type]
     try:
         yield seen

@@ -76,7 +76,7 @@ class Plan:
     layers: tuple[str, ...]
 
 
-def plan_model(model: nn.Module, *, tp: int, verified_only: bool = True) -> Plan:
+def plan_model(model: Any, *, tp: int, verified_only: bool = True) -> Plan:
     """Plan a transformers causal language model for `tp` tensor parallel ranks.
 
     Args:
@@ -106,6 +106,7 @@ def plan_model(model: nn.Module, *, tp: int, verified_only: bool = True) -> Plan
         )
     check_heads(model.config, tp=tp)
     _check_modules(model, modules, tp=tp)
+    _check_dropout(model, modules, tp=tp)
     parameters = dict(_parameter_plans(model, modules))
     _check_placed(model, modules)
     return Plan(tp=tp, modules=modules, parameters=parameters, layers=layers)
@@ -138,7 +139,7 @@ def check_heads(config: Any, *, tp: int) -> None:
             )
 
 
-def _decoder_layers(model: nn.Module) -> Iterator[str]:
+def _decoder_layers(model: Any) -> Iterator[str]:
     """Names of the modules transformers says must not be split over devices: the decoder layers."""
     units = set(getattr(model, "_no_split_modules", None) or ())
     names = [name for name, module in model.named_modules() if type(module).__name__ in units]
@@ -195,6 +196,24 @@ def _check_modules(model: nn.Module, styles: Mapping[str, Style], *, tp: int) ->
             )
 
 
+def _check_dropout(model: Any, styles: Mapping[str, Style], *, tp: int) -> None:
+    """Refuse dropout beside chunks of uneven size: it would draw more random numbers on some tp ranks than on others.
+
+    From then on the ranks would drop different elements of activations that they must hold alike.
+    """
+    settings = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    rates = {k: v for k, v in vars(settings).items() if ("dropout" in k or "pdrop" in k) and isinstance(v, int | float)}
+    drops = [f"{name}={rate}" for name, rate in rates.items() if rate > 0]
+    for name, style in styles.items():
+        rows = model.get_submodule(name).weight.shape[0] if style is Style.COLUMN else 0
+        if drops and rows % tp:
+            raise ValueError(
+                f"{name}.weight has {rows} rows, which tp_size={tp} does not divide ({rows} % {tp} = {rows % tp}), and "
+                f"the model uses dropout ({', '.join(drops)}), which then differs between tp ranks: set the rates to 0 "
+                f"or choose another tp_size."
+            )
+
+
 def _parameter_plans(model: nn.Module, styles: Mapping[str, Style]) -> Iterator[tuple[str, ParameterPlan]]:
     for name, _ in model.named_parameters():
         module, _, leaf = name.rpartition(".")
@@ -209,7 +228,7 @@ def _parameter_plans(model: nn.Module, styles: Mapping[str, Style]) -> Iterator[
             yield name, ParameterPlan(tp_dim=_BIAS_DIM.get(style))
 
 
-def _check_placed(model: nn.Module, styles: Mapping[str, Style]) -> None:
+def _check_placed(model: Any, styles: Mapping[str, Style]) -> None:
     """Name every parameter that sits among split activations although the plan does not say how.
 
     The parent of a plain column- or row-wise projection (an attention or MLP block) computes on split activations. A

@@ -9,10 +9,42 @@ because a wrong plan trains on with a plausible loss.
 from __future__ import annotations
 
 VERIFIED_FAMILIES: frozenset[str] = frozenset(
-    """
-    arcee cohere cohere2 cwm diffllama ernie4_5 exaone4 gemma gemma2 gemma3_text glm glm4 granite helium
-    hunyuan_v1_dense hyperclovax internlm3 jais2 llama ministral ministral3 mistral nanochat nemotron olmo olmo2
-    olmo3 phi phi3 qwen2 qwen3 seed_oss smollm3 starcoder2 vaultgemma
-    """.split()
+    {
+        "arcee",
+        "cohere",
+        "cohere2",
+        "cwm",
+        "diffllama",
+        "ernie4_5",
+        "exaone4",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm",
+        "glm4",
+        "granite",
+        "helium",
+        "hunyuan_v1_dense",
+        "hyperclovax",
+        "internlm3",
+        "jais2",
+        "llama",
+        "ministral",
+        "ministral3",
+        "mistral",
+        "nanochat",
+        "nemotron",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "seed_oss",
+        "smollm3",
+        "starcoder2",
+        "vaultgemma",
+    }
 )
 """``config.model_type`` of every checked family."""

@@ -1,0 +1,40 @@
+"""Checkpoints that are whole or are not checkpoints: any mesh reads what any other wrote."""
+
+from importlib.metadata import version
+
+from tp2d_ckpt.checkpointer import Checkpointer, Restored
+from tp2d_ckpt.collective import CheckpointError
+from tp2d_ckpt.commit import (
+    CheckpointInfo,
+    FileRecord,
+    Manifest,
+    TensorRecord,
+    checkpoint_at,
+    find_latest,
+    list_checkpoints,
+    read_manifest,
+    verify,
+)
+from tp2d_ckpt.retention import prune
+from tp2d_ckpt.state import capture_rng, restore_rng
+
+__version__ = version("tp2d-ckpt")
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointInfo",
+    "Checkpointer",
+    "FileRecord",
+    "Manifest",
+    "Restored",
+    "TensorRecord",
+    "__version__",
+    "capture_rng",
+    "checkpoint_at",
+    "find_latest",
+    "list_checkpoints",
+    "prune",
+    "read_manifest",
+    "restore_rng",
+    "verify",
+]

@@ -1,0 +1,24 @@
+"""From a corpus to the batches of a data parallel rank: resumable, the same order on every mesh."""
+
+from importlib.metadata import version
+
+from tp2d_data.hub import hub_reachable
+from tp2d_data.labels import causal_labels
+from tp2d_data.loader import Loader, Statistics, create_dataloader
+from tp2d_data.sampler import order
+from tp2d_data.sources import check_source
+from tp2d_data.tokenizer import load_tokenizer
+
+__version__ = version("tp2d-data")
+
+__all__ = [
+    "Loader",
+    "Statistics",
+    "__version__",
+    "causal_labels",
+    "check_source",
+    "create_dataloader",
+    "hub_reachable",
+    "load_tokenizer",
+    "order",
+]

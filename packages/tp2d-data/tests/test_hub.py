@@ -1,0 +1,181 @@
+"""The hub is played by a small server on this machine, as the libraries see it through HF_ENDPOINT.
+
+The hub's address is read when its library is imported, so that each case is a process of its own.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tp2d_data.hub import is_hub_name
+
+COMMIT = "a" * 40
+CARD = b"---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: one/train.parquet\n---\n"
+
+CLIENT = """
+import json, sys, time
+import datasets
+from transformers import AutoTokenizer  # these imports are not what is timed
+from tp2d_data import load_tokenizer
+from tp2d_data.sources import Corpus, open_corpus
+
+def answer(options):
+    if "tokenizer" in options:
+        return {"ids": load_tokenizer(options["tokenizer"])("w0 w1")["input_ids"]}
+    documents = open_corpus(Corpus(dataset_percentage=100, **options))
+    return {"identity": documents.identity(), "texts": list(documents)}
+
+for options in json.loads(sys.argv[1]):
+    begin = time.monotonic()
+    try:
+        result = answer(options)
+    except ValueError as error:
+        result = {"error": str(error)}
+    print(json.dumps(result | {"seconds": time.monotonic() - begin}))
+"""
+
+
+def parquet(texts):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": texts, "label": list(range(len(texts)))}), buffer)
+    return buffer.getvalue()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The dataset acme/toy and the model acme/words: what the libraries ask the hub for, and nothing else."""
+
+    def log_message(self, *args):
+        pass
+
+    def reply(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        address, _, wanted = self.path.split("?")[0].partition("/resolve/")
+        if wanted:  # <commit>/<file>
+            return self.file(address.strip("/").removeprefix("datasets/"), wanted.split("/", 1)[1])
+        for name, files in self.server.repositories.items():
+            if re.match(rf"/api/(datasets|models)/{name}(/|$)", address):
+                return self.information(name, files, address)
+        return self.reply(404, X_Error_Code="RepoNotFound")
+
+    def file(self, name, path):
+        content = self.server.repositories.get(name, {}).get(path)
+        if content is None:
+            return self.reply(404, X_Error_Code="EntryNotFound")
+        return self.reply(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"')
+
+    def information(self, name, files, address):
+        found = {path: content for path, content in files.items() if "/tree/" not in address or "/" in path}
+        tree = [{"type": "file", "path": path, "size": len(found[path]), "oid": "b" * 40} for path in found]
+        about = {"id": name, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "siblings": []}
+        answer = tree if "/tree/" in address or "/paths-info/" in address else about
+        return self.reply(200, json.dumps(answer).encode(), Content_Type="application/json")
+
+    do_GET = do_HEAD = do_POST = answer
+
+
+@pytest.fixture
+def hub(words):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.repositories = {
+        "acme/toy": {"README.md": CARD, "one/train.parquet": parquet([f"text {i}" for i in range(5)])},
+        "acme/words": {path.name: path.read_bytes() for path in Path(words).iterdir()},
+    }
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def silent():
+    """An address that takes connections and never answers, as behind a firewall that drops everything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def ask(endpoint, home, *options, **environment):
+    """What each question gives, with the hub at `endpoint` and its cache in `home`."""
+    variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", **environment}
+    command = [sys.executable, "-c", CLIENT, json.dumps(options)]
+    result = subprocess.run(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True, timeout=120)
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+TOY = {"dataset_name": "acme/toy"}
+WORDS = {"tokenizer": "acme/words"}
+NONE = {"tokenizer": "acme/none"}
+
+
+def test_reads_the_hub_and_then_its_cache_without_it(hub, tmp_path):
+    """The same documents under the same identity (so the same cached tokens) with the hub and, later, without."""
+    online = ask(
+        hub,
+        tmp_path,
+        TOY,
+        TOY | {"dataset_config": "two"},
+        TOY | {"split": "test"},
+        TOY | {"text_field": "body"},
+        {"dataset_name": "acme/none"},
+        WORDS,
+        NONE,
+    )
+    assert online[0]["texts"] == [f"text {i}" for i in range(5)]
+    assert "dataset_config 'two'" in online[1]["error"] and "['one']" in online[1]["error"]
+    assert online[2]["error"] == "dataset acme/toy has no split 'test'; it has train"
+    assert "has no field 'body'; it has text, label" in online[3]["error"]
+    assert "dataset 'acme/none' is neither a local path nor found on http://127.0.0.1" in online[4]["error"]
+    assert online[5]["ids"] == [2, 3]
+    assert "model 'acme/none' is neither a local path nor found on" in online[6]["error"]
+
+    questions = TOY, TOY | {"dataset_config": "two"}, {"dataset_name": "acme/none"}, WORDS, NONE
+    offline = ask(closed_port(), tmp_path, *questions)
+    assert offline[0]["texts"] == online[0]["texts"]
+    assert offline[0]["identity"] == online[0]["identity"]
+    assert "['one']" in offline[1]["error"]
+    assert "cannot be reached; give a local path instead" in offline[2]["error"]
+    assert offline[3]["ids"] == [2, 3]
+    assert "cannot be reached; give a local path instead" in offline[4]["error"]
+
+    told = ask(hub, tmp_path, TOY, WORDS, HF_HUB_OFFLINE="1")
+    assert told[0]["identity"] == online[0]["identity"] and told[1]["ids"] == [2, 3]
+
+
+def test_a_hub_that_never_answers_is_asked_once(silent, tmp_path):
+    """The hub's own libraries would retry for half a minute."""
+    for answer in ask(silent, tmp_path, TOY, WORDS):
+        assert "'acme/" in answer["error"] and "cannot be reached" in answer["error"]
+        assert answer["seconds"] < 5
+
+
+@pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen2.5-0.5B", "Salesforce/wikitext"])
+def test_hub_names(name):
+    assert is_hub_name(name)
+
+
+@pytest.mark.parametrize("name", ["./data", "../data", "~/data", "/data", "a/b/c", "a/", ""])
+def test_paths_are_no_hub_names(name):
+    assert not is_hub_name(name)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 from tp2d_fsdp2 import FSDP2Engine
+from tp2d_fsdp2.gradients import _sum_of_squares
 from tp2d_fsdp2.testing import run_engine
 from tp2d_mesh import Mesh
 from tp2d_mesh.parity import TINY, micro_batches, random_batches, tiny_model
@@ -59,6 +60,13 @@ def test_norm_equals_torchs_own() -> None:
     """Shows replicated gradients counted tp times."""
     for norm, stock in run_on_mesh(stock_norm, config_of("gemma3_text"), dp=2, tp=2):
         assert norm == pytest.approx(stock, rel=1e-5)
+
+
+def test_norm_of_a_large_gradient_keeps_its_digits() -> None:
+    """Shows the CPU's float32 norm, which is off by 9e-5 here: more than clipping may differ between meshes."""
+    gradient = torch.randn(4_000_000, generator=torch.Generator().manual_seed(0))
+    found = _sum_of_squares([gradient], like=gradient.new_zeros(())).sqrt()
+    assert float(found) == pytest.approx(float(gradient.double().norm()), rel=1e-6)
 
 
 def interrupted(mesh: Mesh, config: Any, interrupt: bool) -> tuple[list[float], dict]:

@@ -66,8 +66,9 @@ def global_norm_and_loss(
 def _sum_of_squares(grads: Sequence[torch.Tensor], *, like: torch.Tensor) -> torch.Tensor:
     if not grads:
         return torch.zeros_like(like)
-    norms = torch._foreach_norm(list(grads), 2, dtype=like.dtype)
-    return torch.stack(norms).square().sum()
+    # In float32 the CPU's norm loses digits with size: 9e-5 relative at 4M elements, 4e-3 at 50M.
+    norms = torch._foreach_norm(list(grads), 2, dtype=torch.float64)
+    return torch.stack(norms).square().sum().to(like.dtype)
 
 
 def scale_gradients(parameters: Mapping[str, nn.Parameter], factor: torch.Tensor) -> None:

@@ -1,0 +1,235 @@
+"""What a run is: one frozen dataclass whose fields are the template's keys, the YAML keys and the command's options.
+
+A field is declared once, with its help, its default and its bounds; the command line (`options.py`), the rules of
+resuming (`runs.py`) and the documentation read the declaration. Defaults are the tutorials' (a pretrained model,
+fine-tuned), except that a `builtin:` model is trained from scratch in about a minute and takes the `builtin` ones.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from types import NoneType
+from typing import Any, Self, get_args
+
+ENGINES = ("fsdp2",)
+DEFAULT_WORKERS = 4
+
+
+def option(default: Any, text: str, *, fixed: bool = False, **rules: Any) -> Any:
+    """A field of `TrainConfig`.
+
+    `text` is the one-line help. `fixed` says that a run cannot be resumed with another value. `rules`: `choices`
+    (names), `least`, `above`, `most` (numbers).
+    """
+    return dataclasses.field(default=default, metadata={"help": text, "fixed": fixed, "default": default, **rules})
+
+
+def derived(text: str, *, fixed: bool = False, **rules: Any) -> Any:
+    """A field that follows from others where it is None; an `int` once the configuration exists."""
+    return option(None, text, fixed=fixed, derived=True, **rules)
+
+
+def chosen(default: Any, text: str, *, builtin: Any, **rules: Any) -> Any:
+    """A fixed field whose default is `builtin` for a built-in model, and `default` for any other."""
+    metadata = {"help": text, "fixed": True, "default": default, "builtin": builtin, "derived": True, **rules}
+    return dataclasses.field(default=None, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A checked configuration. `TrainConfig(**train_loop_config)` takes a template's dictionary as it is.
+
+    `batch_size` is another name for `batch_size_per_gpu`. After construction every derived field has its value:
+    `dp_size`, `num_workers`, `gradient_accumulation_steps`, `global_batch_size`, and those whose default depends on
+    the model.
+
+    Raises:
+        ValueError: an unknown name (the closest known one is given), a value out of bounds, or sizes that do not fit.
+    """
+
+    # model
+    model_name: str = option("builtin:tiny", "hub name, local folder, builtin:tiny or builtin:small", fixed=True)
+    tokenizer_name: str | None = option(None, "hub name or folder of the tokenizer, where not the model's", fixed=True)
+    from_scratch: bool = option(False, "initialise the weights from the seed instead of reading them", fixed=True)
+    trust_remote_code: bool = option(False, "run Python code that comes with the model or dataset")
+    attn_implementation: str | None = option(None, "attention kernel: eager, sdpa, flash_attention_2, ...")
+    # data
+    dataset_name: str = option(
+        "builtin:stdlib",
+        "hub name, folder or file (txt, jsonl, json, parquet, arrow), builtin:stdlib",
+        fixed=True,
+    )
+    dataset_config: str | None = option(None, "configuration of a hub dataset, e.g. wikitext-2-raw-v1", fixed=True)
+    split: str = option("train", "split of the dataset to train on", fixed=True)
+    text_field: str = option("text", "field of a record that holds the text", fixed=True)
+    dataset_percentage: float = chosen(10.0, "percentage of the documents to use", builtin=10.0, above=0, most=100)
+    holdout_percentage: float = option(
+        1.0, "percentage of the used documents held out for evaluation; 0: no evaluation", fixed=True, least=0, most=50
+    )
+    seq_length: int = chosen(512, "tokens in a row", builtin=128, least=2)
+    # mesh and engine
+    engine: str = option("fsdp2", "what runs the parallelism", fixed=True, choices=ENGINES)
+    tp_size: int = option(2, "ranks that share a layer (tensor parallel), inside a node", least=1)
+    dp_size: int = derived("ranks that share the batch (data parallel); default: num_workers / tp_size", least=1)
+    num_workers: int = derived("all ranks; default: dp_size x tp_size, 4 if neither is given", least=1)
+    zero_stage: int = option(1, "DeepSpeed's ZeRO stage; the engine fsdp2 does not read it", least=0, most=3)
+    device: str = option("auto", "where the workers compute; auto: GPUs if enough", choices=("auto", "cpu", "cuda"))
+    allow_cross_node_tp: bool = option(False, "let a tensor-parallel group span nodes (slow)")
+    timeout_s: float = option(600.0, "seconds after which a collective operation that waits fails", above=0)
+    # optimisation
+    batch_size_per_gpu: int = chosen(1, "rows of a micro-batch of one dp rank", builtin=8, least=1, fixed=False)
+    gradient_accumulation_steps: int = derived("micro-batches of an optimizer step; default 1", least=1)
+    global_batch_size: int = derived("rows of an optimizer step; sets the accumulation if given", fixed=True, least=1)
+    optimizer: str = option("adamw", "AdamW, or plain SGD for parity checks", fixed=True, choices=("adamw", "sgd"))
+    learning_rate: float = chosen(1e-5, "peak learning rate", builtin=3e-3, above=0)
+    weight_decay: float = option(0.01, "decoupled weight decay", fixed=True, least=0)
+    max_grad_norm: float | None = option(1.0, "clip the global gradient norm to this; none: off", fixed=True, above=0)
+    lr_scheduler: str = chosen(
+        "constant", "shape after the warm-up", builtin="cosine", choices=("constant", "linear", "cosine")
+    )
+    warmup_steps: int = chosen(0, "steps of linear warm-up", builtin=10, least=0)
+    precision: str = option(
+        "auto",
+        "auto (bf16 on GPUs, else fp32), bf16 (fp32 masters), bf16-pure, fp16, fp32",
+        fixed=True,
+        choices=("auto", "fp32", "bf16", "bf16-pure", "fp16"),
+    )
+    activation_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
+    compile: bool = option(False, "compile every layer with torch.compile")
+    seed: int = option(42, "seed of weights, dropout and data order", fixed=True, least=0)
+    # length
+    num_epochs: int = chosen(1, "passes over the data", builtin=1, least=1, fixed=False)
+    max_steps: int | None = option(None, "end after this many optimizer steps in all", least=1)
+    debug_steps: int | None = option(None, "end each epoch after this many steps; 0: off", fixed=True, least=0)
+    # the run
+    name: str | None = option(None, "name of the run; default: a new one. The same name resumes")
+    storage_path: str = option("runs", "folder that holds the runs")
+    resume: str = option("auto", "what an existing name means", choices=("auto", "must", "never"))
+    launcher: str = option("ray", "what starts the workers", choices=("ray", "local"))
+    save_interval_steps: int | None = option(None, "save every so many steps, besides each epoch's end", least=1)
+    keep_checkpoints: int | None = option(2, "newest checkpoints to keep; none: all", least=1)
+    eval_interval_steps: int | None = option(None, "evaluate every so many steps, besides each epoch's end", least=1)
+    eval_batches: int | None = option(8, "global batches of an evaluation; none: all", least=1)
+    log_interval: int | None = option(10, "steps between log lines; none or 0: off")
+    max_failures: int = option(0, "times the workers are started again after a failure", least=0)
+    runtime_env: dict | None = option(None, "Ray's runtime_env of the workers, as JSON")  # noqa: RUF009 (not shared)
+    batch_size: dataclasses.InitVar[int | None] = None
+
+    def __new__(cls, **settings: Any) -> Self:
+        """Refuses unknown names before the generated `__init__` would, with the closest known one."""
+        check_names(settings)
+        return super().__new__(cls)
+
+    def __post_init__(self, batch_size: int | None) -> None:
+        if batch_size is not None:
+            self._set("batch_size_per_gpu", _agreed("batch_size_per_gpu", self.batch_size_per_gpu, batch_size))
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is None and "builtin" in field.metadata:
+                self._set(field.name, field.metadata["builtin" if self.is_builtin else "default"])
+            self._set(field.name, _checked(field, getattr(self, field.name)))
+        self._derive_mesh()
+        self._derive_batch()
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the model is one of ours, which has no trained weights and so starts from the seed."""
+        return str(self.model_name).startswith("builtin:")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by name, what `TrainConfig(**...)`, YAML and Ray's `train_loop_config` take."""
+        return dataclasses.asdict(self)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _derive_mesh(self) -> None:
+        tp, dp, workers = self.tp_size, self.dp_size, self.num_workers
+        if workers is None:
+            workers = DEFAULT_WORKERS if dp is None else dp * tp
+        if dp is None:
+            dp = max(1, workers // tp)
+        if dp * tp != workers:
+            raise ValueError(
+                f"tp_size {tp} x dp_size {dp} = {dp * tp}, but num_workers is {workers}: "
+                "change one of them, or leave out dp_size or num_workers and it follows from the others"
+            )
+        self._set("dp_size", dp)
+        self._set("num_workers", workers)
+
+    def _derive_batch(self) -> None:
+        micro = self.dp_size * self.batch_size_per_gpu
+        given = self.global_batch_size
+        steps = self.gradient_accumulation_steps or (1 if given is None else max(1, given // micro))
+        if given not in (None, micro * steps):
+            raise ValueError(
+                f"global_batch_size {given} is not dp_size {self.dp_size} x batch_size_per_gpu "
+                f"{self.batch_size_per_gpu} x gradient_accumulation_steps {steps} = {micro * steps}: "
+                f"choose a multiple of {micro} and leave out gradient_accumulation_steps"
+            )
+        self._set("gradient_accumulation_steps", steps)
+        self._set("global_batch_size", micro * steps)
+
+
+def option_fields() -> tuple[dataclasses.Field, ...]:
+    """The fields of `TrainConfig` in the order of their declaration."""
+    return dataclasses.fields(TrainConfig)
+
+
+def allowed_types(field: dataclasses.Field) -> tuple[type, ...]:
+    """The types a value of this field may have, e.g. `(int, NoneType)`; a derived field may be left None."""
+    declared: Any = field.type
+    types = get_args(declared) or (declared,)
+    return (*types, NoneType) if "derived" in field.metadata and NoneType not in types else types
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises `ValueError` for names that are no field of `TrainConfig`, naming the closest one."""
+    known = [*(field.name for field in option_fields()), "batch_size"]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        close = [match for name in unknown for match in difflib.get_close_matches(str(name), known, n=1)]
+        hint = f"; did you mean {', '.join(close)}?" if close else "; --help lists all"
+        raise ValueError(f"unknown option {', '.join(map(str, unknown))}{hint}")
+
+
+def _agreed(name: str, value: int | None, alias: int) -> int:
+    if value not in (None, alias):
+        raise ValueError(f"{name} is {value} and its other name batch_size is {alias}: give one of them")
+    return alias
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """The value in its declared type, or `ValueError` with the field's name, the value and the bounds."""
+    types = allowed_types(field)
+    if value is None and NoneType in types:
+        return None
+    if float in types and type(value) is int:
+        value = float(value)
+    if str in types and isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        expected = " or ".join("none" if kind is NoneType else kind.__name__ for kind in types)
+        raise ValueError(f"{field.name} must be {expected}, not {value!r}")
+    if isinstance(value, str) and not value:
+        raise ValueError(f"{field.name} is empty: leave it out or give a value")
+    _check_choice(field, value)
+    _check_bounds(field, value)
+    return value
+
+
+def _check_choice(field: dataclasses.Field, value: Any) -> None:
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise ValueError(f"unknown {field.name} {value!r}: choose {', '.join(choices)}")
+
+
+def _check_bounds(field: dataclasses.Field, value: Any) -> None:
+    rules = {"at least": "least", "above": "above", "at most": "most"}
+    bounds = {word: field.metadata[rule] for word, rule in rules.items() if rule in field.metadata}
+    fits = {"at least": lambda b: value >= b, "above": lambda b: value > b, "at most": lambda b: value <= b}
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not finite or not all(fits[word](bound) for word, bound in bounds.items()):
+        wanted = " and ".join(f"{word} {bound}" for word, bound in bounds.items()) or "finite"
+        raise ValueError(f"{field.name} must be {wanted}, not {value}")

@@ -1,0 +1,128 @@
+"""From a configuration to a finished run: check, start the workers, show what they do, say how it ended."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tp2d_train.checks import check
+from tp2d_train.config import TrainConfig
+from tp2d_train.launch_joined import find_world, join
+from tp2d_train.outcome import Result, RunFailed, RunStopped, WorkerDied
+from tp2d_train.progress import LiveView
+from tp2d_train.runs import FAILURE_FILE, STOP_FILE, Run
+
+# Usage reports need a network, the watcher of preemption a cloud; the token keeps other users of this machine out.
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_AUTH_MODE": "token",
+}
+
+
+def train(config: TrainConfig) -> Result:
+    """Trains as configured, and returns when the run is complete. The command line is a thin cover of this.
+
+    Raises:
+        ValueError: the configuration cannot work; nothing was started.
+        RunFailed: a worker failed, or died without a word.
+        RunStopped: SIGINT or SIGTERM asked to stop, and the run saved first.
+    """
+    world = find_world(os.environ)
+    if config.launcher == "local" and world is not None:
+        return join(config, world)
+    run = check(config)
+    if run.finished:
+        print(run.finished_message())
+        return Result(path=run.path, summary=run.summary())
+    with run.locked():
+        run.start()
+        print(run.start_message(), flush=True)
+        return _watch(run, _launcher(config.launcher))
+
+
+def _launcher(name: str) -> Callable[[Run], None]:
+    if name == "local":
+        from tp2d_train.launch_local import spawn
+
+        return spawn
+    _quiet_ray()
+    from tp2d_train.launch_ray import fit  # late: a local run needs no Ray
+
+    return fit
+
+
+def _quiet_ray() -> None:
+    """Sets Ray's environment for a cluster of our own, before Ray is imported; what the user has set stays."""
+    if "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):
+        for name, value in RAY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+
+
+def _watch(run: Run, launch: Callable[[Run], None]) -> Result:
+    """Runs the launcher in a thread, so that signals reach this one, and turns the run's last event into an ending."""
+    errors: list[BaseException] = []
+    thread = threading.Thread(target=_collect, args=(launch, run, errors), daemon=True)
+    with LiveView(run.path) as view, stop_on_signals(run.path / STOP_FILE) as signals:
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)  # a join without an end would keep signals waiting
+    outcome = view.outcome or {"event": "nothing"}
+    if outcome["event"] == "stopped" and signals:
+        raise RunStopped(f"stopped; resume with: {run.resume_command()}", signal=signals[0])
+    if errors or outcome["event"] != "finished":
+        raise _failure(run, outcome, errors[0] if errors else None)
+    return Result(path=run.path, summary=run.summary())
+
+
+def _collect(launch: Callable[[Run], None], run: Run, errors: list[BaseException]) -> None:
+    try:
+        launch(run)
+    except BaseException as error:
+        errors.append(error)
+
+
+def _failure(run: Run, outcome: Mapping[str, Any], error: BaseException | None) -> Exception:
+    """The error of a run that did not finish: a lost worker, else a worker's own account, else the launcher's."""
+    if isinstance(error, ValueError):
+        return error  # the cluster cannot hold the run; nothing has started
+    if outcome["event"] == "failed" and not isinstance(error, WorkerDied):
+        cause = f"rank {outcome['rank']} on {outcome['host']} failed: {outcome['error']}: {outcome['message']}"
+        details = outcome["traceback"]
+    else:
+        cause = str(error or "the workers ended without a word").strip()
+        details = "".join(traceback.format_exception(error)) if error else ""
+    log = run.path / FAILURE_FILE
+    log.write_text(f"{cause}\n\n{details}\n", encoding="utf-8")
+    return RunFailed(f"{cause.splitlines()[-1]} (details: {log}; resume with: {run.resume_command()})")
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop_file: Path) -> Iterator[list[int]]:
+    """Within the block the first SIGINT or SIGTERM asks the workers to save and leave; the second one kills.
+
+    Yields:
+        The numbers of the signals so far.
+    """
+    received: list[int] = []
+    out = sys.stdout  # as it is now: a launcher may send it elsewhere for a while
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        print("stopping: the workers save and leave (once more: at once, without saving)", file=out, flush=True)
+        stop_file.touch()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,185 @@
+"""What a rank builds before it trains: the mesh, the data, and the model as an engine.
+
+The data come before the model, which takes longest: what is wrong with them is said at once, and the engine, which
+seeds the random state, is the last to touch it.
+"""
+
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from math import prod
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from tp2d_data import Loader, create_dataloader
+from tp2d_mesh import Layout, Mesh, build_mesh
+from tp2d_mesh.devices import peak_flops, resolve_precision
+from tp2d_mesh.placement import check_tp_groups, rank_table
+
+from tp2d_train.checks import check_positions
+from tp2d_train.config import TrainConfig
+from tp2d_train.engines import Engine, create_engine
+from tp2d_train.meter import Hardware, flops_per_token
+from tp2d_train.models import ResolvedModel, resolve_model
+
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-pure": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What one rank has built.
+
+    Args:
+        mesh: its place among the ranks.
+        places: a table of every rank's node.
+        engine: the model and its optimizer, sharded.
+        parameters: how many the model has, a tied one once.
+        precision: what it computes in, `auto` resolved.
+        loader: this dp rank's training batches.
+        held_out: those to evaluate on, or None.
+        warnings: what a person should know of these parts.
+        hardware: for the speed's share of the peak.
+    """
+
+    mesh: Mesh
+    places: str
+    engine: Engine
+    parameters: int
+    precision: str
+    loader: Loader
+    held_out: Loader | None
+    warnings: tuple[str, ...]
+    hardware: Hardware
+
+
+def build(config: TrainConfig, *, device: torch.device) -> Parts:
+    """Builds everything; a collective.
+
+    Raises:
+        ValueError: the placement, the model or the data cannot work.
+    """
+    precision = resolve_precision(config.precision, device)
+    mesh = _join(config, device)
+    places = gather_places(mesh, node=socket.gethostname(), allow_cross_node_tp=config.allow_cross_node_tp)
+    model = resolve_model(
+        config.model_name, from_scratch=config.from_scratch, trust_remote_code=config.trust_remote_code
+    )
+    check_positions(config, model.config)
+    loader = _load(config, mesh, model, part="train")
+    check_vocabulary(loader.vocab_size, model.config)
+    held_out, warnings = _load_held_out(config, mesh, model)
+    engine = _build_engine(config, mesh, model, precision=precision)
+    parameters = sum(prod(t.global_shape) for t in engine.state().values() if t.name.startswith("model."))
+    return Parts(
+        mesh=mesh,
+        places=places,
+        engine=engine,
+        parameters=parameters,
+        precision=precision,
+        loader=loader,
+        held_out=held_out,
+        warnings=warnings,
+        hardware=_hardware(config, mesh, model, parameters=parameters, dtype=COMPUTE_DTYPES[precision]),
+    )
+
+
+def gather_places(mesh: Mesh, *, node: str, allow_cross_node_tp: bool) -> str:
+    """A table of every rank's node; a collective.
+
+    Args:
+        mesh: the mesh of all ranks.
+        node: the name of this rank's node.
+        allow_cross_node_tp: whether a tp group may stand on two nodes.
+
+    Raises:
+        ValueError: one does, and may not.
+    """
+    nodes = [""] * mesh.layout.world_size
+    dist.all_gather_object(nodes, node, group=mesh.world_group)
+    if not allow_cross_node_tp:
+        check_tp_groups(nodes, layout=mesh.layout)
+    return rank_table(nodes, layout=mesh.layout)
+
+
+def check_vocabulary(tokens: int, model: Any) -> None:
+    """Refuses a tokenizer with more tokens than the model has embeddings.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    vocabulary = model.get_text_config().vocab_size
+    if tokens > vocabulary:
+        raise ValueError(
+            f"the tokenizer has {tokens} tokens and the model's vocab_size is {vocabulary}: "
+            "set tokenizer_name to the model's own tokenizer"
+        )
+
+
+def _join(config: TrainConfig, device: torch.device) -> Mesh:
+    layout = Layout(dp=config.dp_size, tp=config.tp_size)
+    return build_mesh(layout, device=device, timeout=timedelta(seconds=config.timeout_s))
+
+
+def _load_held_out(config: TrainConfig, mesh: Mesh, model: ResolvedModel) -> tuple[Loader | None, tuple[str, ...]]:
+    """The batches to evaluate on. Where the data give none, a run that did not ask for evaluations goes without, and
+    says so; one that set `eval_interval_steps` is refused.
+    """
+    if not config.holdout_percentage:
+        return None, ()
+    try:
+        return _load(config, mesh, model, part="eval"), ()
+    except ValueError as error:
+        if config.eval_interval_steps is not None:
+            raise ValueError(f"{error}; or leave out eval_interval_steps") from None
+        return None, (f"no evaluation, {error}",)
+
+
+def _load(config: TrainConfig, mesh: Mesh, model: ResolvedModel, *, part: Literal["train", "eval"]) -> Loader:
+    return create_dataloader(
+        config.model_name,
+        config.dataset_name,
+        config.seq_length,
+        config.batch_size_per_gpu,
+        mesh.dp_rank,
+        mesh.layout.dp,
+        seed=config.seed,
+        dataset_percentage=config.dataset_percentage,
+        tokenizer_name=config.tokenizer_name or model.tokenizer_name,
+        dataset_config=config.dataset_config,
+        split=config.split,
+        text_field=config.text_field,
+        part=part,
+        holdout=config.holdout_percentage / 100,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _build_engine(config: TrainConfig, mesh: Mesh, model: ResolvedModel, *, precision: str) -> Engine:
+    return create_engine(
+        config.engine,
+        config=model.config,
+        weights=model.weights,
+        mesh=mesh,
+        precision=precision,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        activation_checkpointing=config.activation_checkpointing,
+        compile=config.compile,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        optimizer=config.optimizer,
+    )
+
+
+def _hardware(
+    config: TrainConfig, mesh: Mesh, model: ResolvedModel, *, parameters: int, dtype: torch.dtype
+) -> Hardware:
+    peak = peak_flops(mesh.device, dtype)
+    return Hardware(
+        device=mesh.device,
+        flops_per_token=flops_per_token(model.config, parameters=parameters, seq_length=config.seq_length),
+        peak_flops=None if peak is None else peak * mesh.layout.world_size,
+    )

@@ -1,0 +1,79 @@
+"""What a run says of itself at its start and at its end."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from tp2d_mesh.devices import peak_memory
+
+from tp2d_train.config import TrainConfig
+from tp2d_train.meter import Clock, Meter
+from tp2d_train.parts import Parts
+from tp2d_train.record import Record
+from tp2d_train.state import RunState
+
+PACKAGES = ("torch", "transformers", "ray", "tp2d-train", "tp2d-mesh", "tp2d-data", "tp2d-ckpt")
+STATE_FIGURES = ("step", "epoch", "tokens", "total_steps", "mean_loss", "best_loss", "eval_loss", "best_eval_loss")
+
+
+def announce(config: TrainConfig, parts: Parts, run: RunState, record: Record, *, resumed: str | None) -> None:
+    """Writes the events of a start, cuts the figures back to where it begins, and marks the run as not finished."""
+    place = {"step": run.step, "epoch": run.epoch, "total_steps": run.total_steps}
+    record.resume(step=run.step)
+    record.summary({"finished": False, **place, **_identity(config, parts)})
+    record.event("started", **place, **_identity(config, parts), places=parts.places)
+    for message in parts.warnings:
+        record.event("warning", **place, message=message)
+    if resumed is not None:
+        record.event("resumed", **place, checkpoint=resumed)
+
+
+def summarise(
+    config: TrainConfig, parts: Parts, run: RunState, *, clock: Clock, meter: Meter, finished: bool
+) -> dict[str, Any]:
+    """The contents of `summary.json`: what trained, how far and how well, how long and how fast.
+
+    `tokens_per_second`, `step_seconds` and `mfu` are of this start's steps but the first; a figure that is not known
+    is absent.
+    """
+    figures = run.as_dict()
+    memory = peak_memory(parts.mesh.device)
+    values = {
+        "finished": finished,
+        **_identity(config, parts),
+        **{name: figures[name] for name in STATE_FIGURES},
+        "final_loss": figures["last_loss"],
+        "num_epochs": config.num_epochs,
+        "max_steps": config.max_steps,
+        **meter.overall(step=run.step, tokens=figures["tokens"]),
+        "memory_bytes": memory,
+        "seconds": dict(clock.seconds),
+        "versions": _versions(config.engine),
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def conclude(config: TrainConfig, summary: dict[str, Any], record: Record) -> None:
+    """Writes `summary.json`, `loss.png` and the last event."""
+    name = f"{config.name} · " if config.name else ""
+    record.summary(summary)
+    record.picture(title=f"{name}{config.model_name} on {config.dataset_name} · {config.engine} {summary['mesh']}")
+    seconds = sum(summary["seconds"].values())
+    place = {key: summary[key] for key in ("step", "epoch", "total_steps", "tokens")}
+    record.event("finished" if summary["finished"] else "stopped", **place, seconds=seconds)
+
+
+def _versions(engine: str) -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, f"tp2d-{engine}")}}
+
+
+def _identity(config: TrainConfig, parts: Parts) -> dict[str, Any]:
+    return {
+        "engine": config.engine,
+        "mesh": str(parts.mesh.layout),
+        "device": parts.mesh.device.type,
+        "precision": parts.precision,
+        "model_name": config.model_name,
+        "dataset_name": config.dataset_name,
+        "parameters": parts.parameters,
+    }

@@ -1,0 +1,115 @@
+"""What the driver refuses before a worker starts."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tp2d_train.checks as checks
+from tp2d_train.config import TrainConfig
+
+from apps.train.tests.folders import save_config, save_llama
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def refused(message: str, **settings: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        checks.check(TrainConfig(**settings))
+    assert not any(Path("runs").iterdir()), "a refused start leaves nothing behind"
+
+
+def test_the_built_in_job_passes() -> None:
+    assert checks.check(TrainConfig()).previous is None
+
+
+def test_a_saved_model_and_a_text_file_pass(llama: Path) -> None:
+    Path("text.txt").write_text("one line\nand another\n")
+    run = checks.check(TrainConfig(model_name=str(llama), dataset_name="text.txt", seq_length=32))
+    assert run.config.dataset_name == str(Path("text.txt").absolute()), "workers run in another folder"
+
+
+def test_rows_longer_than_the_models_positions(llama: Path) -> None:
+    refused(r"seq_length 65 is longer than the 64 positions of .*llama", model_name=str(llama), seq_length=65)
+
+
+def test_heads_that_do_not_divide(llama: Path) -> None:
+    refused(r"num_key_value_heads=2 .* tp_size=4", model_name=str(llama), seq_length=32, tp_size=4)
+
+
+def test_a_model_without_attention_heads(tmp_path: Path) -> None:
+    folder = save_config(tmp_path / "mamba", model_type="mamba", hidden_size=32, num_hidden_layers=1)
+    refused(r"'mamba'.* tp_size=2.* use tp_size=1", model_name=str(folder), from_scratch=True)
+
+
+def test_a_model_that_is_no_causal_language_model(tmp_path: Path) -> None:
+    folder = save_config(tmp_path / "clip", model_type="clip")
+    settings = {"model_name": str(folder), "from_scratch": True, "seq_length": 32}
+    refused(
+        r"model .*clip cannot be built as a causal language model: Unrecognized [^\n]*AutoModelForCausalLM.$",
+        **settings,
+    )
+
+
+def test_an_attention_that_is_not_there() -> None:
+    refused(r"cannot be built .*attn_implementation=\"nope\"", attn_implementation="nope")
+
+
+def test_an_unknown_dataset() -> None:
+    refused(r"dataset ./none does not exist", dataset_name="./none")
+
+
+def test_an_unknown_field() -> None:
+    refused(r"no field 'body'; it has text", text_field="body")
+
+
+def test_an_empty_dataset() -> None:
+    Path("empty.txt").touch()
+    refused(r"empty.txt: split 'train' is empty", dataset_name="empty.txt")
+
+
+def test_a_tokenizer_that_is_not_there() -> None:
+    refused(r"tokenizer ./none: no such folder", tokenizer_name="./none")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
+    small = save_llama(tmp_path / "small", vocab_size=100)
+    refused(r"the tokenizer has 4096 tokens and the model's vocab_size is 100", model_name=str(small), seq_length=32)
+
+
+def test_a_precision_that_the_cpu_does_not_have() -> None:
+    refused(r"precision='fp16' needs a GPU", precision="fp16", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "device"),
+    [("auto", 4, "cuda"), ("auto", 5, "cuda"), ("auto", 3, "cpu"), ("cuda", 4, "cuda"), ("cpu", 4, "cpu")],
+)
+def test_workers_compute_on_gpus_where_all_of_them_can(asked: str, gpus: int, device: str) -> None:
+    assert checks.choose_device(TrainConfig(num_workers=4, device=asked), gpus=gpus) == device
+
+
+def test_gpus_that_are_asked_for_must_be_there() -> None:
+    with pytest.raises(ValueError, match=r"a GPU for each of the 4 workers, there are 3"):
+        checks.choose_device(TrainConfig(device="cuda"), gpus=3)
+
+
+def test_a_cluster_whose_nodes_would_split_a_tensor_parallel_group() -> None:
+    """Two nodes with three places each hold four workers, but only one whole group of three or two of two."""
+    config = TrainConfig(num_workers=4, tp_size=2)
+    checks.check_room(config, slots={"a": 3, "b": 3})
+    with pytest.raises(ValueError, match=r"a: 3, b: 1"):
+        checks.check_room(config, slots={"a": 3, "b": 1})
+    across = dataclasses.replace(config, allow_cross_node_tp=True)
+    checks.check_room(across, slots={"a": 3, "b": 1})
+    with pytest.raises(ValueError, match=r"the cluster holds 3 workers, num_workers is 4"):
+        checks.check_room(across, slots={"a": 3})

@@ -1,0 +1,96 @@
+"""The real command line: one clear line, exit code 2, soon, and no Ray."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tp2d_train.cli import main
+
+from apps.train.tests.folders import save_config, save_llama
+
+
+def command(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tp2d_train", *line.split()],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--num-workers 3", "tp_size 2 x dp_size 1 = 2, but num_workers is 3"),
+        ("--engine megatron", "unknown engine 'megatron'"),
+        ("--modle-name x", "unknown option modle_name; did you mean model_name?"),
+        ("--config run.yaml", "run.yaml: unknown option tp_sise; did you mean tp_size?"),
+        ("--dataset-percentage 0", "dataset_percentage must be above 0"),
+        ("--dataset-percentage 101", "dataset_percentage must be above 0 and at most 100, not 101"),
+        ("--dataset-percentage nan", "dataset_percentage must be above 0 and at most 100, not nan"),
+        ("--seq-length 0", "seq_length must be at least 2, not 0"),
+        ("--batch-size -1", "batch_size_per_gpu must be at least 1, not -1"),
+        ("--storage-path run.yaml/runs", "cannot be written: Not a directory"),
+        ("--resume must --name a", "nothing to resume"),
+        ("--model-name ./none", "model_name './none' is a path that does not exist"),
+        ("--model-name builtin:huge", "unknown model_name 'builtin:huge'"),
+        ("--precision fp16 --device cpu", "precision='fp16' needs a GPU"),
+        ("--dataset-name ./none", "dataset ./none does not exist"),
+        ("--dataset-name empty.txt", "split 'train' is empty"),
+        ("--text-field body", "no field 'body'"),
+        ("--seq-length 5000", "seq_length 5000 is longer than the 4096 positions"),
+        ("--model-name llama --seq-length 32 --tp-size 4", "num_key_value_heads=2 is not divisible by tp_size=4"),
+        ("--model-name mamba --from-scratch", "'mamba'"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, where the imports are paid once."""
+    (tmp_path / "run.yaml").write_text("tp_sise: 2\n")
+    (tmp_path / "empty.txt").touch()
+    if "llama" in line:
+        save_llama(tmp_path / "llama")
+    if "mamba" in line:
+        save_config(tmp_path / "mamba", model_type="mamba", hidden_size=32, num_hidden_layers=1)
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+    assert main(line.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_a_wrong_option_is_answered_without_torch(tmp_path: Path) -> None:
+    """A slip of the pen must not wait for seconds of imports."""
+    code = "import sys; from tp2d_train.cli import main; print(main(['--tpsize', '2']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 False"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--model-name org/model", "model_name 'org/model' is neither a local folder nor whole in the hub's cache"),
+        ("--model-name llama --seq-length 32 --tp-size 4", "num_key_value_heads=2 is not divisible by tp_size=4"),
+    ],
+)
+def test_a_mistake_by_the_real_command(line: str, message: str, tmp_path: Path) -> None:
+    """No network stands for a hub that does not answer; the slowest checks must end before the tenth second."""
+    save_llama(tmp_path / "llama")
+    begin = time.monotonic()
+    done = command(line, tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hub"))
+    seconds = time.monotonic() - begin
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert seconds < 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), f"{seconds:.1f} s"
+
+
+def test_help_names_every_option(tmp_path: Path) -> None:
+    done = command("--help", tmp_path)
+    assert done.returncode == 0 and "--tp-size INT" in done.stdout

@@ -1,0 +1,113 @@
+"""A configuration checks itself, and takes a tutorial's dictionary as it is."""
+
+import dataclasses
+import pickle
+from typing import Any
+
+import pytest
+from tp2d_train.config import TrainConfig, option_fields
+
+# The keys of the two Ray Train templates, with their values.
+TUTORIAL = {
+    "model_name": "Qwen/Qwen2.5-0.5B",
+    "dataset_name": "wikitext",
+    "dataset_percentage": 10.0,
+    "tp_size": 2,
+    "dp_size": 2,
+    "batch_size_per_gpu": 1,
+    "seq_length": 512,
+    "num_epochs": 3,
+    "learning_rate": 1e-5,
+    "weight_decay": 0.01,
+    "log_interval": 10,
+    "debug_steps": 0,
+    "seed": 42,
+    "zero_stage": 1,
+    "gradient_accumulation_steps": 1,
+    "max_grad_norm": 1.0,
+}
+
+
+def test_a_tutorials_dictionary_is_taken_as_it_is() -> None:
+    config = TrainConfig(**TUTORIAL)
+    assert {name: getattr(config, name) for name in TUTORIAL} == TUTORIAL
+    assert (config.num_workers, config.global_batch_size) == (4, 2)
+
+
+def test_a_named_model_gets_the_tutorials_defaults_and_a_built_in_one_its_own() -> None:
+    named, builtin = TrainConfig(model_name="Qwen/Qwen2.5-0.5B"), TrainConfig()
+    tutorial = {name: TUTORIAL[name] for name in ("seq_length", "batch_size_per_gpu", "learning_rate", "weight_decay")}
+    assert {name: getattr(named, name) for name in tutorial} == tutorial
+    assert builtin.learning_rate > 100 * named.learning_rate
+    assert TrainConfig(learning_rate=1e-5, model_name="builtin:tiny").learning_rate == 1e-5
+
+
+def test_batch_size_is_another_name() -> None:
+    assert TrainConfig(batch_size=3).batch_size_per_gpu == 3
+    with pytest.raises(ValueError, match="batch_size_per_gpu is 2 and its other name batch_size is 3"):
+        TrainConfig(batch_size=3, batch_size_per_gpu=2)
+
+
+def test_it_survives_dictionaries_pickles_and_replacement() -> None:
+    config = TrainConfig(batch_size=3, runtime_env={"pip": ["x"]}, max_grad_norm=None)
+    assert TrainConfig(**config.as_dict()) == config == pickle.loads(pickle.dumps(config))
+    assert dataclasses.replace(config, seed=1) == TrainConfig(**config.as_dict() | {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("given", "mesh"),
+    [
+        ({}, (4, 2, 2)),
+        ({"tp_size": 4}, (4, 1, 4)),
+        ({"tp_size": 1, "dp_size": 1}, (1, 1, 1)),
+        ({"num_workers": 8}, (8, 4, 2)),
+        ({"dp_size": 3}, (6, 3, 2)),
+    ],
+)
+def test_the_mesh_follows_from_what_is_given(given: dict[str, int], mesh: tuple[int, int, int]) -> None:
+    config = TrainConfig(**given)
+    assert (config.num_workers, config.dp_size, config.tp_size) == mesh
+
+
+def test_the_accumulation_follows_from_the_global_batch() -> None:
+    assert TrainConfig(batch_size=2, global_batch_size=12).gradient_accumulation_steps == 3
+    assert TrainConfig(batch_size=2, gradient_accumulation_steps=3).global_batch_size == 12
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_workers": 3}, r"tp_size 2 x dp_size 1 = 2, but num_workers is 3"),
+        ({"num_workers": 4, "dp_size": 4}, r"tp_size 2 x dp_size 4 = 8, but num_workers is 4"),
+        ({"tp_size": 8}, r"tp_size 8 x dp_size 1 = 8, but num_workers is 4"),
+        ({"batch_size": 2, "global_batch_size": 9}, r"9 is not dp_size 2 x .*_gpu 2 x .*_steps 2 = 8: .* of 4"),
+        ({"batch_size": 2, "global_batch_size": 2}, r"2 is not dp_size 2 x .*_gpu 2 x .*_steps 1 = 4: .* of 4"),
+        ({"batch_size": 2, "global_batch_size": 8, "gradient_accumulation_steps": 1}, r"_steps 1 = 4"),
+        ({"dataset_percentage": 0}, r"dataset_percentage must be above 0 and at most 100, not 0"),
+        ({"dataset_percentage": 101}, r"dataset_percentage must be above 0 and at most 100, not 101"),
+        ({"dataset_percentage": float("nan")}, r"dataset_percentage must be above 0 and at most 100, not nan"),
+        ({"learning_rate": float("inf")}, r"learning_rate must be above 0, not inf"),
+        ({"learning_rate": "1e-5"}, r"learning_rate must be float or none, not '1e-5'"),
+        ({"batch_size": 0}, r"batch_size_per_gpu must be at least 1, not 0"),
+        ({"seq_length": -1}, r"seq_length must be at least 2, not -1"),
+        ({"tp_size": 2.0}, r"tp_size must be int, not 2.0"),
+        ({"tp_size": True}, r"tp_size must be int, not True"),
+        ({"tp_size": None}, r"tp_size must be int, not None"),
+        ({"num_epochs": 0}, r"num_epochs must be at least 1, not 0"),
+        ({"engine": "megatron"}, r"unknown engine 'megatron': choose fsdp2"),
+        ({"resume": "maybe"}, r"unknown resume 'maybe': choose auto, must, never"),
+        ({"name": ""}, r"name is empty"),
+        ({"modle_name": "x"}, r"unknown option modle_name; did you mean model_name\?"),
+        ({"tp_sise": 1, "qqqq": 2}, r"unknown option tp_sise, qqqq; did you mean tp_size\?"),
+        ({"qqqq": 2}, r"unknown option qqqq; --help lists all"),
+    ],
+)
+def test_what_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**given)
+
+
+def test_every_field_has_help_of_one_line() -> None:
+    for field in option_fields():
+        assert 10 < len(field.metadata["help"]) < 100, field.name
+        assert "\n" not in field.metadata["help"]

@@ -1,0 +1,139 @@
+"""What the loop does when, on a real single-process engine with real checkpoints."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tp2d_mesh import Mesh
+from tp2d_train.schedule import learning_rate
+
+from apps.train.tests.small import Rows, SmallEngine, Stats, one_rank, start
+
+
+@pytest.fixture
+def mesh() -> Iterator[Mesh]:
+    with one_rank() as mesh:
+        yield mesh
+
+
+def test_logs_evaluates_and_saves_at_its_intervals(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(
+        tmp_path / "run",
+        mesh,
+        rows=12,
+        held_out=4,
+        log_interval=3,
+        eval_interval_steps=4,
+        save_interval_steps=5,
+        keep_checkpoints=2,
+    )
+    assert bench.finished
+    assert [line["step"] for line in bench.lines("loss")] == bench.steps_of("step") == [3, 6, 9, 12]
+    assert [line["step"] for line in bench.lines("eval_loss")] == bench.steps_of("evaluated") == [4, 8, 12]
+    assert bench.steps_of("saved") == [5, 10, 12]
+    kept = sorted(path.name.split("-")[1] for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["00000010", "00000012"]
+
+
+def test_a_line_holds_the_steps_figures(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(tmp_path / "run", mesh, rows=4)
+    lines = bench.lines("loss")
+    assert [line["loss"] for line in lines] == [step["loss"] for step in bench.engine.steps]
+    assert lines[-1]["tokens"] == sum(step["tokens"] for step in bench.engine.steps)
+    assert [line["lr"] for line in lines] == [step["lr"] for step in bench.engine.steps]
+    for line in lines:
+        assert {"grad_norm", "tokens_per_second", "step_seconds", "memory_bytes", "epoch"} <= line.keys()
+        assert "mfu" not in line  # the peak of a CPU is not known
+        assert line["tokens_per_second"] > 0 and line["memory_bytes"] > 1 << 20
+
+
+@pytest.mark.parametrize("interval", [None, 0, -1])
+def test_log_interval_can_be_off(tmp_path: Path, mesh: Mesh, interval: int | None) -> None:
+    bench = start(tmp_path / "run", mesh, rows=3, log_interval=interval)
+    assert not bench.lines("loss") and len(bench.engine.steps) == 3
+
+
+def test_leftover_micro_batches_make_no_step(tmp_path: Path, mesh: Mesh) -> None:
+    """7 micro-batches and accumulation 2: 3 steps an epoch, each of 2 micro-batches of that epoch."""
+    bench = start(tmp_path / "run", mesh, rows=7, num_epochs=2, gradient_accumulation_steps=2)
+    assert [len(step) for step in bench.engine.seen] == [2] * 6
+    rows = [row for step in bench.engine.seen for batch in step for row in batch]
+    assert len(set(rows[:6])) == len(set(rows[6:])) == 6 and rows[:6] != rows[6:]
+
+
+def test_debug_steps_end_every_epoch(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(tmp_path / "run", mesh, rows=10, num_epochs=3, debug_steps=2)
+    assert len(bench.engine.steps) == 6 and bench.steps_of("saved") == [2, 4, 6]
+    assert [event["epoch"] for event in bench.events("epoch")] == [0, 1, 2]
+    off = start(tmp_path / "off", mesh, rows=10, debug_steps=0)
+    assert len(off.engine.steps) == 10
+
+
+def test_max_steps_end_the_run_in_the_middle_of_an_epoch(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(tmp_path / "run", mesh, rows=5, held_out=2, num_epochs=3, max_steps=7)
+    assert bench.finished and len(bench.engine.steps) == 7
+    assert bench.steps_of("saved") == bench.steps_of("evaluated") == [5, 7]
+    assert bench.run.epoch == 1 and bench.run.epoch_step == 2
+
+
+def test_max_steps_at_an_epochs_end_saves_once(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(tmp_path / "run", mesh, rows=4, num_epochs=3, max_steps=4, save_interval_steps=4)
+    assert bench.finished and bench.steps_of("saved") == [4] and bench.run.epoch == 1
+
+
+def test_an_epochs_loss_is_the_mean_over_its_tokens(tmp_path: Path, mesh: Mesh) -> None:
+    """Shows a mean of the steps' means: the rows are ragged, so steps have different token counts."""
+    bench = start(tmp_path / "run", mesh, rows=6, num_epochs=2)
+    for epoch in (0, 1):
+        steps = bench.engine.steps[epoch * 6 : epoch * 6 + 6]
+        mean = sum(step["loss"] * step["tokens"] for step in steps) / sum(step["tokens"] for step in steps)
+        assert bench.reports[epoch]["loss"] == pytest.approx(mean, rel=1e-12)
+        assert bench.reports[epoch]["epoch"] == epoch and bench.reports[epoch]["step"] == 6 * (epoch + 1)
+    assert len({step["tokens"] for step in bench.engine.steps}) > 1
+
+
+def test_the_evaluation_is_the_mean_over_the_held_out_tokens(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(tmp_path / "run", mesh, rows=3, held_out=6, eval_batches=4)
+    batches = [batch for batch, _ in zip(Rows(6), range(4), strict=False)]
+    sums = [bench.engine.evaluate(batch) for batch in batches]
+    tokens = sum(int(count) for _, count in sums)
+    (line,) = bench.lines("eval_loss")
+    assert line["eval_tokens"] == tokens
+    assert line["eval_loss"] == pytest.approx(sum(float(loss) for loss, _ in sums) / tokens, rel=1e-6)
+    assert bench.reports[-1]["eval_loss"] == line["eval_loss"]
+
+
+def test_evaluating_does_not_change_the_training(tmp_path: Path, mesh: Mesh) -> None:
+    with_it = start(tmp_path / "with", mesh, rows=6, held_out=3, eval_interval_steps=1)
+    without = start(tmp_path / "without", mesh, rows=6)
+    assert with_it.engine.steps == without.engine.steps
+
+
+def test_the_learning_rate_follows_the_schedule(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(tmp_path / "run", mesh, rows=5, num_epochs=2, lr_scheduler="cosine", warmup_steps=3)
+    expected = [learning_rate(step, base=1e-2, kind="cosine", warmup_steps=3, total_steps=10) for step in range(10)]
+    assert [step["lr"] for step in bench.engine.steps] == expected
+
+
+def test_an_epoch_without_a_step_warns_and_saves_nothing(tmp_path: Path, mesh: Mesh) -> None:
+    with pytest.warns(UserWarning, match=r"epoch 0 has no step to do: 3 micro-batches for gradient_acc.* 4"):
+        bench = start(tmp_path / "run", mesh, rows=3, gradient_accumulation_steps=4)
+    assert bench.finished and not bench.engine.steps and not bench.reports
+    assert len(bench.events("warning")) == 1 and not bench.events("saved")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+class OnNoDevice(SmallEngine):
+    """Gives back numbers that nobody can read."""
+
+    def train_step(self, micro_batches):  # type: ignore[no-untyped-def]
+        stats = super().train_step(micro_batches)
+        return Stats(**{name: getattr(stats, name).to("meta") for name in ("loss", "grad_norm", "tokens")})
+
+
+def test_a_step_that_is_not_logged_reads_nothing_from_the_device(tmp_path: Path, mesh: Mesh) -> None:
+    """On a GPU a read in every step would make the host wait. A meta tensor raises when it is read."""
+    engine = OnNoDevice()
+    with pytest.raises(RuntimeError, match="meta"):
+        start(tmp_path / "run", mesh, engine=engine, rows=8, log_interval=0)
+    assert len(engine.steps) == 8, "something was read before the epoch's end, where the mean loss needs it"

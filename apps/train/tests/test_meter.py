@@ -1,0 +1,84 @@
+"""Times and speeds, by a clock that the test moves: a busy machine must not decide a test."""
+
+import pytest
+import torch
+from tp2d_train.meter import Clock, Hardware, Meter, flops_per_token
+from transformers import LlamaConfig, MixtralConfig, Qwen3Config
+
+CPU = torch.device("cpu")
+
+
+class Watch:
+    """Stands in for the `time` module."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    watch = Watch()
+    monkeypatch.setattr("tp2d_train.meter.time", watch)
+    return watch
+
+
+def test_every_second_is_in_one_phase(time: Watch) -> None:
+    clock = Clock(CPU)
+    clock.carry_over({"train": 10.0, "save": 1.0})
+    for phase, pause in (("setup", 2.0), ("train", 5.0), ("eval", 1.0), ("train", 5.0)):
+        time.sleep(pause)
+        clock.lap(phase)
+    assert clock.seconds == {"setup": 2.0, "train": 20.0, "eval": 1.0, "save": 1.0}
+
+
+def test_a_line_measures_the_steps_since_the_last_and_nothing_else(time: Watch) -> None:
+    """Shows a rate that counts the time of an evaluation, or the tokens of all steps."""
+    clock = Clock(CPU)
+    meter = Meter(clock, Hardware(device=CPU), step=4, tokens=1000)
+    time.sleep(10.0)
+    first = meter.read(step=6, tokens=1300)
+    time.sleep(10.0)
+    clock.lap("eval")
+    time.sleep(5.0)
+    second = meter.read(step=7, tokens=torch.tensor(1400))
+    assert (first["step_seconds"], first["tokens_per_second"]) == (5.0, 30.0)
+    assert (second["step_seconds"], second["tokens_per_second"]) == (5.0, 20.0)
+
+
+def test_overall_leaves_out_the_first_step(time: Watch) -> None:
+    clock = Clock(CPU)
+    meter = Meter(clock, Hardware(device=CPU), step=0, tokens=0)
+    time.sleep(60.0)  # it compiles
+    meter.warmed_up(step=1, tokens=100)
+    assert meter.overall(step=1, tokens=100) == {}
+    time.sleep(5.0)
+    clock.lap("train")
+    assert meter.overall(step=2, tokens=200)["tokens_per_second"] == 20.0
+
+
+def test_mfu_is_there_where_the_peak_is_known(time: Watch) -> None:
+    clock = Clock(CPU)
+    meter = Meter(clock, Hardware(device=CPU, flops_per_token=6.0, peak_flops=12000.0), step=0, tokens=0)
+    time.sleep(1.0)
+    assert meter.read(step=1, tokens=100)["mfu"] == pytest.approx(100 * 6 / 12000)
+
+
+def test_flops_of_a_token() -> None:
+    """6 per parameter that multiplies, and 12 x layers x width x length for attention."""
+    sizes = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+    untied = LlamaConfig(**sizes, tie_word_embeddings=False)
+    assert flops_per_token(untied, parameters=5000, seq_length=32) == 6 * (5000 - 1600) + 12 * 3 * 16 * 32
+    tied = LlamaConfig(**sizes, tie_word_embeddings=True)
+    assert flops_per_token(tied, parameters=5000, seq_length=32) == 6 * 5000 + 12 * 3 * 16 * 32
+    wide = Qwen3Config(**sizes, head_dim=8, tie_word_embeddings=True)  # heads wider than the hidden size
+    assert flops_per_token(wide, parameters=5000, seq_length=32) == 6 * 5000 + 12 * 3 * 32 * 32
+
+
+def test_flops_of_a_mixture_of_experts_are_not_guessed() -> None:
+    assert flops_per_token(MixtralConfig(), parameters=5000, seq_length=32) is None

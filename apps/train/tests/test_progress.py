@@ -1,0 +1,113 @@
+"""What a person sees of a run, from the events that its workers write."""
+
+import io
+import time
+from pathlib import Path
+
+import pytest
+from tp2d_train.metrics import read_lines
+from tp2d_train.progress import EVENTS_FILE, POLL_SECONDS, EventLog, LiveView, describe
+
+AT = {"step": 40, "epoch": 0, "total_steps": 400}
+STEP = {"event": "step", **AT, "loss": 5.1234, "grad_norm": 1.0234, "lr": 3e-3, "eta_seconds": 35.2}
+STARTED = {"engine": "fsdp2", "mesh": "2x2 (dp x tp)", "device": "cpu", "precision": "fp32", "parameters": 1312896}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        ({**STEP, "tokens_per_second": 12345.6}, "loss 5.123  grad 1.02  lr 3.0e-03  12,346 tok/s  ETA 0:35"),
+        ({**STEP, "loss": None, "eta_seconds": 4000}, "loss not finite  grad 1.02  lr 3.0e-03  ETA 1:06:40"),
+        ({"event": "evaluated", **AT, "eval_loss": 5.0, "eval_tokens": 1892}, "eval loss 5.000 over 1,892 tokens"),
+        (
+            {"event": "saved", **AT, "checkpoint": "step-00000040-ab", "seconds": 0.42},
+            "saved step-00000040-ab in 0.4 s",
+        ),
+        ({"event": "epoch", **AT, "num_epochs": 3, "loss": 5.5}, "epoch 1/3 ended, mean loss 5.500"),
+        ({"event": "resumed", **AT, "checkpoint": "step-00000040-ab"}, "resumed from step-00000040-ab"),
+        ({"event": "horizon", **AT, "before": 200}, "the schedule now ends at step 400, it ended at 200"),
+        ({"event": "warning", **AT, "message": "no step"}, "warning: no step"),
+        ({"event": "stopped", **AT}, "stopped as asked; the next start with this name resumes here"),
+        ({"event": "finished", **AT, "seconds": 61.0, "tokens": 7379}, "finished in 1:01, 7,379 tokens"),
+    ],
+)
+def test_every_kind_of_event_is_one_line(event: dict, line: str) -> None:
+    assert describe(event) == f"step 40/400  {line}"
+
+
+def test_a_start_says_what_trains_where() -> None:
+    line = describe({"event": "started", **AT, "step": 0, **STARTED, "places": "dp 0: rank 0 on a, rank 1 on a"})
+    assert line == (
+        "dp 0: rank 0 on a, rank 1 on a\nfsdp2 on 2x2 (dp x tp), cpu, fp32: 1,312,896 parameters, 400 steps to go"
+    )
+
+
+def test_an_unknown_kind_has_no_line() -> None:
+    """A driver may be older than its workers."""
+    assert describe({"event": "of the future"}) is None
+
+
+def test_a_failure_is_one_line_with_rank_and_cause(tmp_path: Path) -> None:
+    try:
+        raise ValueError("kv heads 3\nare not divisible by tp 2")
+    except ValueError as error:
+        EventLog(tmp_path).write_failure(error, rank=2)
+    (event,), _ = read_lines(tmp_path / EVENTS_FILE)
+    line = describe(event)
+    assert line == f"rank 2 on {event['host']} failed: ValueError: kv heads 3 are not divisible by tp 2"
+    assert "test_a_failure_is_one_line" in event["traceback"]
+
+
+def test_a_view_follows_from_its_start_to_its_end(tmp_path: Path) -> None:
+    log, stream = EventLog(tmp_path), io.StringIO()
+    log.write("finished", **AT, seconds=1.0, tokens=1)  # of an earlier start
+    with LiveView(tmp_path, stream=stream) as view:
+        assert view.outcome is None
+        log.write("saved", **AT, checkpoint="a", seconds=1.0)
+        time.sleep(2 * POLL_SECONDS)
+        assert stream.getvalue() == "step 40/400  saved a in 1.0 s\n"
+        log.write("finished", **AT, seconds=1.0, tokens=2)
+    assert stream.getvalue().splitlines()[1:] == ["step 40/400  finished in 0:01, 2 tokens"]
+    assert view.outcome is not None and view.outcome["event"] == "finished"
+
+
+def test_a_view_waits_for_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with LiveView(tmp_path / "run", stream=stream) as view:
+        (tmp_path / "run").mkdir()
+        EventLog(tmp_path / "run").write("stopped", **AT)
+    assert view.outcome is not None and view.outcome["event"] == "stopped"
+
+
+def test_the_first_failure_is_the_outcome_and_is_left_to_the_launcher_to_tell(tmp_path: Path) -> None:
+    log, stream = EventLog(tmp_path), io.StringIO()
+    with LiveView(tmp_path, stream=stream) as view:
+        log.write_failure(ValueError("the cause"), rank=1)
+        log.write_failure(RuntimeError("connection closed by peer"), rank=0)
+    assert view.outcome is not None and (view.outcome["rank"], view.outcome["message"]) == (1, "the cause")
+    assert stream.getvalue() == ""
+
+
+def test_a_failure_that_was_survived_is_shown(tmp_path: Path) -> None:
+    log, stream = EventLog(tmp_path), io.StringIO()
+    with LiveView(tmp_path, stream=stream) as view:
+        log.write_failure(RuntimeError("out of memory"), rank=3)
+        log.write("started", **AT, **STARTED, places="dp 0: rank 0 on a")
+        log.write("finished", **AT, seconds=1.0, tokens=1)
+    assert "failed: RuntimeError: out of memory" in stream.getvalue().splitlines()[0]
+    assert view.outcome is not None and view.outcome["event"] == "finished"
+
+
+def test_on_a_terminal_there_is_a_bar_and_other_events_scroll(tmp_path: Path) -> None:
+    log, stream = EventLog(tmp_path), Terminal()
+    with LiveView(tmp_path, stream=stream):
+        log.write("saved", **AT, checkpoint="[a]", seconds=1.0)
+        log.write(**{**STEP, "tokens_per_second": 12345.6})
+    shown = stream.getvalue()
+    assert "step 40/400  saved [a] in 1.0 s" in shown
+    assert "loss 5.123  grad 1.02" in shown and "12,346 tok/s" in shown and "\x1b[" in shown

@@ -1,0 +1,76 @@
+"""A wish of one rank becomes every rank's at the same step."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from tp2d_mesh import Mesh
+from tp2d_mesh.testing import run_on_mesh
+from tp2d_train.stop import StopVote, wish_to_stop
+
+from apps.train.tests.small import one_rank
+
+
+@pytest.fixture
+def mesh() -> Iterator[Mesh]:
+    with one_rank() as mesh:
+        yield mesh
+
+
+def vote_ten_steps(mesh: Mesh, folder: Path, *, rank: int, step: int) -> list[bool]:
+    """What every step's vote says on this rank when `rank` gets a SIGTERM in `step`."""
+    with wish_to_stop(folder / ".stop") as wish:
+        vote = StopVote(wish, timeout=timedelta(seconds=20))
+        answers = []
+        for number in range(10):
+            if mesh.rank == rank and number == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            answers.append(vote.requested())
+        vote.settle()
+    return answers
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    """Shows ranks that leave at different steps, which would hang the others."""
+    answers = run_on_mesh(vote_ten_steps, tmp_path, rank=1, step=3, dp=2)
+    assert answers[0] == answers[1] == [False] * 4 + [True] * 6
+
+
+def test_a_file_is_a_wish(tmp_path: Path) -> None:
+    with wish_to_stop(tmp_path / ".stop") as wish:
+        assert not wish()
+        (tmp_path / ".stop").touch()
+        assert wish()
+
+
+def test_handlers_are_put_back(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with wish_to_stop(tmp_path / ".stop") as wish:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert wish()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_thread_takes_no_signals_but_sees_the_file(tmp_path: Path) -> None:
+    """Ray runs the train function in a thread, where setting a handler raises."""
+    seen: list[bool] = []
+
+    def work() -> None:
+        with wish_to_stop(tmp_path / ".stop") as wish:
+            (tmp_path / ".stop").touch()
+            seen.append(wish())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [True]
+
+
+def test_settling_gives_the_last_answer_and_leaves_nothing_under_way(mesh: Mesh) -> None:
+    vote = StopVote(lambda: True, timeout=timedelta(seconds=20))
+    assert not vote.requested()
+    assert vote.settle() and not vote.settle()

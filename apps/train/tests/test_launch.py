@@ -79,6 +79,6 @@ def test_a_workers_error_is_one_line_with_rank_and_cause(tmp_path: Path) -> None
     write_text(tmp_path, lines=1)
     code, out, err = run([*SMALL, "--name", "a"], tmp_path)
     assert code == 1
-    assert err.startswith("error: rank 0 on ") and "ValueError" in err and err.count("\n") == 1
+    assert err.startswith("error: rank 0 on ") and "text.txt" in err and err.count("\n") == 1
     log = tmp_path / "runs" / "a" / "failure.log"
     assert str(log) in err and "Traceback" in log.read_text() and "Traceback" not in out

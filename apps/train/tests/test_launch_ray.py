@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -15,9 +16,9 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def test_the_built_in_job_learns_stops_and_resumes(tmp_path: Path) -> None:
-    """2x2 as it comes out of the box; stopped in the middle, because the wish to stop takes another way under Ray."""
+    """2x2 out of the box, but shorter; stopped on its way, because under Ray the wish to stop goes through a file."""
     folder = tmp_path / "runs" / "a"
-    line = ["--name", "a", "--log-interval", "1"]
+    line = ["--name", "a", "--log-interval", "1", "--debug-steps", "40", "--warmup-steps", "5"]
     with start(line, tmp_path) as process:
         wait_for_step(folder, 3)
         process.send_signal(signal.SIGINT)
@@ -31,27 +32,28 @@ def test_the_built_in_job_learns_stops_and_resumes(tmp_path: Path) -> None:
     steps = losses(folder)
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["finished"] and summary["mesh"] == "2x2 (dp x tp)" and summary["step"] == len(steps)
+    assert summary["finished"] and summary["mesh"] == "2x2 (dp x tp)" and summary["step"] == len(steps) == 40
     assert steps[0]["loss"] == pytest.approx(math.log(4096), rel=0.02)
-    assert summary["eval_loss"] < math.log(4096) - 2
+    assert summary["eval_loss"] < math.log(4096) - 1
     assert (folder / "loss.png").stat().st_size > 10_000
 
 
-def test_a_killed_worker_is_named_and_rays_page_is_in_a_file(tmp_path: Path) -> None:
+def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
+    """Its peer fails too, and Ray prints a page on the lost process, which belongs into a file."""
     folder = tmp_path / "runs" / "a"
     with start(["--name", "a", "--log-interval", "1", "--dp-size", "1"], tmp_path) as process:
         wait_for_step(folder, 2)
-        os.kill(ray_worker(process.pid, rank=1), signal.SIGKILL)
+        os.kill(ray_workers(process.pid)[0], signal.SIGKILL)
         out, err = process.communicate()
     assert process.returncode == 1
-    assert err.startswith("error: rank 1 died without raising (killed, out of memory") and err.count("\n") == 1
+    assert re.match(r"error: rank [01] died without raising \(killed, out of memory, .* --name a\)\n$", err)
     assert "raylet" not in out
+    assert "raylet" in (folder / "ray.log").read_text()
 
 
-def ray_worker(driver: int, *, rank: int) -> int:
-    """The process id of a Ray Train worker below this driver."""
-    environments = {pid: Path(f"/proc/{pid}/environ").read_bytes() for pid in _below(driver)}
-    raise NotImplementedError(environments)
+def ray_workers(driver: int) -> list[int]:
+    """The process ids of the Ray Train workers below this driver."""
+    return [pid for pid in _below(driver) if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def _below(pid: int) -> list[int]:

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tp2d_train.config import TrainConfig
+from tp2d_train.config import TrainConfig, option_fields
 from tp2d_train.options import build_parser, command_line, read_options
 
 
@@ -78,6 +78,16 @@ def test_help_tells_every_option_and_both_defaults() -> None:
     text = " ".join(build_parser().format_help().split())
     assert all(f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}," in text for name in _names())
     assert "peak learning rate (default: 1e-05; built-in models: 0.003)" in text
+
+
+def test_the_readme_tells_every_option_and_its_default() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    rows = dict(line.removeprefix("| `--").split("`", 1) for line in readme.splitlines() if line.startswith("| `--"))
+    assert list(rows) == [name.replace("_", "-") for name in _names()]
+    for field in option_fields():
+        row = rows[field.name.replace("_", "-")]
+        assert field.metadata["help"] in row
+        assert field.metadata["default"] in (None, False) or f"`{field.metadata['default']}`" in row
 
 
 def _names() -> list[str]:

@@ -80,7 +80,7 @@ def test_never_needs_a_new_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"seq_length": 64}, r"\(seq_length 128 -> 64\): set them back, or choose another --name"),
+        ({"seq_length": 32}, r"\(seq_length 64 -> 32\): set them back, or choose another --name"),
         ({"seed": 1, "learning_rate": 1.0}, r"\(learning_rate 0.003 -> 1.0, seed 42 -> 1\)"),
         ({"batch_size": 4}, r"\(global_batch_size 16 -> 8\)"),
     ],

@@ -64,11 +64,15 @@ class TrainConfig:
     dataset_config: str | None = option(None, "configuration of a hub dataset, e.g. wikitext-2-raw-v1", fixed=True)
     split: str = option("train", "split of the dataset to train on", fixed=True)
     text_field: str = option("text", "field of a record that holds the text", fixed=True)
-    dataset_percentage: float = chosen(10.0, "percentage of the documents to use", builtin=10.0, above=0, most=100)
+    dataset_percentage: float = chosen(10.0, "percentage of the documents to use", builtin=50.0, above=0, most=100)
     holdout_percentage: float = option(
-        1.0, "percentage of the used documents held out for evaluation; 0: no evaluation", fixed=True, least=0, most=50
+        1.0,
+        "percentage held out to evaluate on, if there is no validation split; 0: no evaluation",
+        fixed=True,
+        least=0,
+        most=50,
     )
-    seq_length: int = chosen(512, "tokens in a row", builtin=128, least=2)
+    seq_length: int = chosen(512, "tokens in a row", builtin=64, least=2)
     # mesh and engine
     engine: str = option("fsdp2", "what runs the parallelism", fixed=True, choices=ENGINES)
     tp_size: int = option(2, "ranks that share a layer (tensor parallel), inside a node", least=1)
@@ -89,7 +93,7 @@ class TrainConfig:
     lr_scheduler: str = chosen(
         "constant", "shape after the warm-up", builtin="cosine", choices=("constant", "linear", "cosine")
     )
-    warmup_steps: int = chosen(0, "steps of linear warm-up", builtin=10, least=0)
+    warmup_steps: int = chosen(0, "steps of linear warm-up", builtin=20, least=0)
     precision: str = option(
         "auto",
         "auto (bf16 on GPUs, else fp32), bf16 (fp32 masters), bf16-pure, fp16, fp32",
@@ -100,7 +104,7 @@ class TrainConfig:
     compile: bool = option(False, "compile every layer with torch.compile")
     seed: int = option(42, "seed of weights, dropout and data order", fixed=True, least=0)
     # length
-    num_epochs: int = chosen(1, "passes over the data", builtin=1, least=1, fixed=False)
+    num_epochs: int = option(1, "passes over the data", least=1)
     max_steps: int | None = option(None, "end after this many optimizer steps in all", least=1)
     debug_steps: int | None = option(None, "end each epoch after this many steps; 0: off", fixed=True, least=0)
     # the run

@@ -74,8 +74,9 @@ def _watch(run: Run, launch: Callable[[Run], None]) -> Result:
         while thread.is_alive():
             thread.join(0.2)  # a join without an end would keep signals waiting
     outcome = view.outcome or {"event": "nothing"}
-    if outcome["event"] == "stopped" and signals:
-        raise RunStopped(f"stopped; resume with: {run.resume_command()}", signal=signals[0])
+    if outcome["event"] == "stopped" and not errors:
+        number = signals[0] if signals else signal.SIGTERM  # somebody else may have made the file
+        raise RunStopped(f"stopped; resume with: {run.resume_command()}", signal=number)
     if errors or outcome["event"] != "finished":
         raise _failure(run, outcome, errors[0] if errors else None)
     return Result(path=run.path, summary=run.summary())
@@ -107,9 +108,14 @@ def _failure(run: Run, outcome: Mapping[str, Any], error: BaseException | None) 
 def stop_on_signals(stop_file: Path) -> Iterator[list[int]]:
     """Within the block the first SIGINT or SIGTERM asks the workers to save and leave; the second one kills.
 
+    Python gives signals to a program's main thread only; elsewhere nothing is changed.
+
     Yields:
         The numbers of the signals so far.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield []
+        return
     received: list[int] = []
     out = sys.stdout  # as it is now: a launcher may send it elsewhere for a while
 

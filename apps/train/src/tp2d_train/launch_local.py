@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
+from tp2d_mesh.devices import backend_for
 
 from tp2d_train.checks import choose_device, count_gpus
 from tp2d_train.config import TrainConfig
@@ -25,8 +27,10 @@ def spawn(run: Run) -> None:
         ValueError: the machine does not have the devices that the configuration asks for.
         WorkerDied, ProcessRaisedException: a rank failed for the last time.
     """
-    device = choose_device(run.config, gpus=count_gpus())
-    print(f"{run.config.num_workers} local processes on {device}", flush=True)
+    gpus = count_gpus()
+    device = choose_device(run.config, gpus=gpus)
+    backend = backend_for(torch.device(device))
+    print(f"{run.config.num_workers} local processes on {device} ({backend}); there are {gpus} GPUs", flush=True)
     config = dataclasses.replace(run.config, device=device)
     for failures in range(config.max_failures + 1):
         try:

@@ -34,7 +34,8 @@ def fit(run: Run) -> None:
     with cluster(run.config) as local:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         device = choose_device(run.config, gpus=gpus)
-        print(f"{run.config.num_workers} Ray workers on {device} ({gpus} GPUs there)", flush=True)
+        backend = backend_for(torch.device(device))
+        print(f"{run.config.num_workers} Ray workers on {device} ({backend}); there are {gpus} GPUs", flush=True)
         if not local:
             check_room(run.config, slots=worker_slots("GPU" if device != "cpu" else "CPU"))
         if mended := mend_snapshot(run.path):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from tp2d_data import Loader, create_dataloader
+from tp2d_data import Loader, TooFewRows, create_dataloader
 from tp2d_mesh import Layout, Mesh, build_mesh
 from tp2d_mesh.devices import peak_flops, resolve_precision
 from tp2d_mesh.placement import check_tp_groups, rank_table
@@ -129,7 +129,7 @@ def _load_held_out(config: TrainConfig, mesh: Mesh, model: ResolvedModel) -> tup
         return None, ()
     try:
         return _load(config, mesh, model, part="eval"), ()
-    except ValueError as error:
+    except TooFewRows as error:
         if config.eval_interval_steps is not None:
             raise ValueError(f"{error}; or leave out eval_interval_steps") from None
         return None, (f"no evaluation, {error}",)

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from tp2d_data.hub import hub_reachable
 from tp2d_data.labels import causal_labels
-from tp2d_data.loader import Loader, Statistics, create_dataloader
+from tp2d_data.loader import Loader, Statistics, TooFewRows, create_dataloader
 from tp2d_data.sampler import order
 from tp2d_data.sources import check_source
 from tp2d_data.tokenizer import load_tokenizer
@@ -14,6 +14,7 @@ __version__ = version("tp2d-data")
 __all__ = [
     "Loader",
     "Statistics",
+    "TooFewRows",
     "__version__",
     "causal_labels",
     "check_source",

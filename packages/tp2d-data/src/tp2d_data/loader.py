@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class TooFewRows(ValueError):
+    """The data give fewer rows than one global batch; the message has the counts."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
     """What became of the documents; the counts are of one epoch over all ranks."""
@@ -121,7 +125,8 @@ def create_dataloader(
 
     Raises:
         ValueError: an argument out of range; no such dataset, configuration, split, field or tokenizer; the hub is
-            needed and does not answer; fewer rows than one global batch.
+            needed and does not answer.
+        TooFewRows: a ValueError too; fewer rows than one global batch.
     """
     require_at_least("seq_length", require_integer("seq_length", seq_length), 2)
     sharding = Sharding(batch_size_per_gpu=batch_size_per_gpu, dp_rank=dp_rank, dp_size=dp_size, seed=seed)
@@ -139,7 +144,7 @@ def create_dataloader(
     tokenizer = load_tokenizer(tokenizer_name or model_name, trust_remote_code=trust_remote_code, cache_dir=cache_dir)
     rows = load_rows(documents, tokenizer=tokenizer, cache_dir=cache_dir)
     if len(rows) < sharding.global_batch_size:
-        raise ValueError(_too_few(corpus, rows, sharding))
+        raise TooFewRows(_too_few(corpus, rows, sharding))
     sampler = Sampler(num_rows=len(rows), sharding=sharding)
     return Loader(rows=rows, sampler=sampler, seq_length=seq_length, tokenizer=tokenizer)
 

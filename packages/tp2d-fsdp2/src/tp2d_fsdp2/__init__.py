@@ -2,7 +2,6 @@
 
 from importlib.metadata import version
 
-from tp2d_fsdp2.build import build_skeleton
 from tp2d_fsdp2.engine import FSDP2Engine, StepStats
 from tp2d_fsdp2.parallelize import parallelize
 from tp2d_fsdp2.precision import PRECISIONS, Precision, precision_by_name
@@ -15,7 +14,6 @@ __all__ = [
     "Precision",
     "StepStats",
     "__version__",
-    "build_skeleton",
     "parallelize",
     "precision_by_name",
 ]

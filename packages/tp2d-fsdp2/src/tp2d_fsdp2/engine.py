@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 from tp2d_mesh import Mesh, NamedTensor, named_tensor, plan_model
+from tp2d_mesh.weights import build_skeleton, initialize_weights, load_weights
 
-from tp2d_fsdp2.build import build_skeleton, initialize_weights, load_weights
 from tp2d_fsdp2.gradients import clip_factor, global_norm_and_loss, scale_gradients, sum_partial_gradients
 from tp2d_fsdp2.loss import IGNORED, token_loss_sum
 from tp2d_fsdp2.optimizer import LossScale, build_optimizer, materialize_moments, moments

@@ -3,7 +3,8 @@
 No rank ever holds the whole model. The skeleton has its parameters on the meta device and its buffers (rotary
 frequencies and the like, which no file holds) for real. After it is split, each rank reads from the safetensors files
 just the boxes it owns, or draws them from the seed: one module at a time is drawn whole, from a seed of its own, so
-that the weights are the same on every mesh.
+that the weights are the same on every mesh and with either engine. transformers is imported where a skeleton is built,
+and by nothing else here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from tp2d_mesh import NamedTensor
+
+from tp2d_mesh.shards import NamedTensor
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Skeletons, weights from files and weights from a seed."""
+"""tp2d_mesh.weights through the engine: skeletons, weights from files and weights from a seed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tp2d_fsdp2 import FSDP2Engine, build_skeleton
+from tp2d_fsdp2 import FSDP2Engine
 from tp2d_mesh import Mesh, NamedTensor
 from tp2d_mesh.parity import tiny_model
 from tp2d_mesh.testing import MeshError, run_on_mesh
+from tp2d_mesh.weights import build_skeleton
 
 
 def weights_of(mesh: Mesh, config: Any, folder: Path | None, seed: int = 42) -> dict[str, NamedTensor]:

@@ -1,7 +1,7 @@
 """Parity of the DeepSpeed engine with one process, over every mesh, family, ZeRO stage and accumulation, as a table.
 
     python benchmarks/parity_autotp.py            # the matrix: 6 meshes x 2 stages x 4 families x accumulation 1, 2, 4
-    python benchmarks/parity_autotp.py --sweep    # a verdict for every family that tp2d-mesh has verified, or those named
+    python benchmarks/parity_autotp.py --sweep    # a verdict for each family tp2d-mesh has verified, or those named
 
 For each row: the worst max|difference| / max|gradient| of any parameter on any rank and the worst weight after one SGD
 step, both in float64 (DeepSpeed sums and steps in float32 whatever it is given, so the weights start at numbers that

@@ -1,0 +1,88 @@
+"""DeepSpeed in this process: imported without compiling anything, working on the mesh's own groups, and left again.
+
+DeepSpeed keeps process groups, an accelerator and a mode in module globals. `join` sets them from a mesh, so that no
+group exists twice and its time-outs are ours; `leave` clears them, so that another engine on another mesh may follow in
+the same process. Read in deepspeed 0.19.8: ``utils/groups.py``, ``comm/torch.py``, ``accelerator/real_accelerator.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tp2d_mesh import Mesh
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Within the block, environment variables have these values; afterwards what they had before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def load(device_type: str) -> None:
+    """Import DeepSpeed for one type of device, quickly and quietly.
+
+    - It is told the accelerator; by itself it takes a GPU where it sees one, and warns where it sees none.
+    - It is told that its shared-memory all-reduce is not to be had: it would be compiled for two minutes, and only
+      to look for it compilers are started.
+    - Its Muon optimizer, which it imports with the first reduction, used or not, asks ``torch.compile`` for its kernels
+      while it is imported; that is seconds of imports, which this variable of torch's turns off.
+
+    Raises:
+        ValueError: DeepSpeed works with another type of device in this process already.
+    """
+    with environment(DS_ACCELERATOR=device_type, TORCHDYNAMO_DISABLE="1"):
+        import deepspeed
+        import deepspeed.runtime.zero.muon.muon_optimizer
+        from deepspeed.accelerator import get_accelerator
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    chosen = get_accelerator().device_name()
+    if chosen != device_type:
+        raise ValueError(
+            f"DeepSpeed has been imported for {chosen!r} in this process and the mesh is on {device_type!r}: use "
+            f"device={chosen!r}, or start a new process."
+        )
+
+
+def join(mesh: Mesh) -> None:
+    """Make `mesh`'s groups DeepSpeed's own.
+
+    Raises:
+        ValueError: another engine is open in this process.
+    """
+    load(mesh.device.type)
+    from deepspeed.comm import init_distributed
+    from deepspeed.module_inject import set_autotp_mode
+    from deepspeed.utils import groups
+
+    if groups._TENSOR_MODEL_PARALLEL_GROUP is not None:
+        raise ValueError(
+            "another DeepSpeed engine is open in this process, and DeepSpeed keeps its process groups in module "
+            "globals: close() that one first."
+        )
+    # torch's advice to whoever wrote the call, once on every rank.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated", category=FutureWarning)
+    init_distributed(verbose=False)
+    groups._TENSOR_MODEL_PARALLEL_GROUP = groups._MODEL_PARALLEL_GROUP = mesh.tp_group
+    groups._DATA_PARALLEL_GROUP = mesh.dp_group
+    set_autotp_mode(training=True)
+
+
+def leave() -> None:
+    """Forget the groups that `join` set; the groups themselves live on, they are the mesh's."""
+    from deepspeed.module_inject import set_autotp_mode
+    from deepspeed.utils import groups
+
+    groups._release_process_group_references()
+    set_autotp_mode(training=False)

@@ -1,0 +1,255 @@
+"""The engine beside its numbers: state that goes on bit for bit, precisions, evaluation, options, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from tp2d_autotp import AutoTPEngine
+from tp2d_mesh import Mesh, NamedTensor
+from tp2d_mesh.parity import TINY, micro_batches, random_batches, tiny_model
+from tp2d_mesh.testing import run_on_mesh
+
+BATCHES = random_batches(steps=4, rows=8, seq_length=16, vocab_size=TINY["vocab_size"])
+
+
+def save(folder: Path, family: str = "qwen3", **changes: Any) -> Any:
+    model = tiny_model(family, dtype=torch.float32, **changes)
+    model.save_pretrained(folder)
+    return model.config
+
+
+def train(engine: AutoTPEngine, batches: list, accumulation: int = 2) -> list[tuple[float, float]]:
+    """Loss and norm of each step."""
+    mesh = engine.mesh
+    steps = [
+        engine.train_step(micro_batches(batch, layout=mesh.layout, rank=mesh.rank, accumulation=accumulation))
+        for batch in batches
+    ]
+    return [(float(step.loss), float(step.grad_norm)) for step in steps]
+
+
+def copies(state: dict[str, NamedTensor]) -> dict[str, NamedTensor]:
+    return {
+        name: replace(tensor, pieces=tuple(replace(p, tensor=p.tensor.clone()) for p in tensor.pieces))
+        for name, tensor in state.items()
+    }
+
+
+def fill(state: dict[str, NamedTensor], saved: dict[str, NamedTensor]) -> None:
+    assert state.keys() == saved.keys()
+    for name, tensor in state.items():
+        for piece, source in zip(tensor.pieces, saved[name].pieces, strict=True):
+            assert piece.offsets == source.offsets
+            piece.tensor.copy_(source.tensor)
+
+
+def bits(state: dict[str, NamedTensor]) -> dict[str, list[list[float]]]:
+    return {name: [piece.tensor.flatten().tolist() for piece in tensor.pieces] for name, tensor in state.items()}
+
+
+def goes_on(mesh: Mesh, config: Any, folder: Path, options: dict) -> bool:
+    """Two steps, state into a new engine drawn from another seed, two more; against four in one engine."""
+    engine = AutoTPEngine(config=config, weights=folder, mesh=mesh, learning_rate=1e-2, **options)
+    train(engine, BATCHES[:2])
+    tensors, extra = copies(engine.state()), engine.extra_state()
+    expected = train(engine, BATCHES[2:]), bits(engine.state())
+    engine.close()
+    other = AutoTPEngine(config=config, weights=None, seed=7, mesh=mesh, learning_rate=1e-2, **options)
+    fill(other.state(), tensors)
+    other.load_extra_state(extra)
+    assert other.extra_state() == extra == {"optimizer_steps": 2, "loss_scale": None}
+    return (train(other, BATCHES[2:]), bits(other.state())) == expected
+
+
+@pytest.mark.parametrize(
+    ("dp", "tp", "options"),
+    [
+        (2, 2, {"zero_stage": 1}),
+        (2, 2, {"zero_stage": 2, "precision": "bf16"}),
+        (2, 1, {"zero_stage": 1, "precision": "bf16-pure"}),
+        (1, 4, {"zero_stage": 2}),
+    ],
+)
+def test_a_new_engine_goes_on_bit_for_bit(dp: int, tp: int, options: dict, tmp_path: Path) -> None:
+    """Shows state that is a copy, is incomplete, or that forward does not see (fp32 masters under bf16)."""
+    config = save(tmp_path)
+    assert run_on_mesh(goes_on, config, tmp_path, options, dp=dp, tp=tp) == [True] * (dp * tp)
+
+
+def boxes(mesh: Mesh, config: Any, folder: Path) -> dict[str, Any]:
+    engine = AutoTPEngine(config=config, weights=folder, mesh=mesh)
+    return {
+        n: (t.global_shape, [(p.offsets, tuple(p.tensor.shape)) for p in t.pieces]) for n, t in engine.state().items()
+    }
+
+
+@pytest.mark.parametrize(("dp", "tp"), [(2, 2), (2, 4)])
+def test_the_boxes_of_all_ranks_tile_every_tensor(dp: int, tp: int, tmp_path: Path) -> None:
+    """A checkpoint wants each element once, replicas in equal boxes; on 2x4 the shards of tp ranks differ in size."""
+    ranks = run_on_mesh(boxes, save(tmp_path), tmp_path, dp=dp, tp=tp)
+    for name, (shape, _) in ranks[0].items():
+        held = torch.zeros(shape)
+        for offsets, size in {box for rank in ranks for box in rank[name][1]}:
+            held[tuple(slice(o, o + n) for o, n in zip(offsets, size, strict=True))] += 1
+        assert bool((held == 1).all()), name
+    assert ranks[0].keys() >= {f"optim.model.norm.weight.{moment}" for moment in ("exp_avg", "exp_avg_sq")}
+
+
+def small_updates(mesh: Mesh, config: Any, folder: Path, precision: str) -> float:
+    """The share of this rank's weights that one AdamW step of 1e-6 moves; tokens that do not occur have none."""
+    engine = AutoTPEngine(config=config, weights=folder, mesh=mesh, precision=precision, learning_rate=1e-6)
+    weights = {name: tensor for name, tensor in engine.state().items() if name.startswith("model.")}
+    before = copies(weights)
+    train(engine, BATCHES[:1])
+    pairs = [
+        (piece.tensor, old.tensor)
+        for name, tensor in weights.items()
+        for piece, old in zip(tensor.pieces, before[name].pieces, strict=True)
+    ]
+    moved = sum(int((new != old).sum()) for new, old in pairs)
+    return moved / sum(new.numel() for new, _ in pairs)
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [("bf16", 0.7, 1.0), ("bf16-pure", 0.0, 0.2)])
+def test_bf16_has_masters_that_keep_small_updates(precision: str, least: float, most: float, tmp_path: Path) -> None:
+    for share in run_on_mesh(small_updates, save(tmp_path), tmp_path, precision, dp=2):
+        assert least <= share <= most
+
+
+def options_do_not_change_numbers(mesh: Mesh, config: Any, folder: Path, variants: list[dict]) -> list[list]:
+    found = []
+    for options in variants:
+        engine = AutoTPEngine(config=config, weights=folder, mesh=mesh, learning_rate=1e-2, **options)
+        found.append(train(engine, BATCHES))
+        engine.close()
+    return found
+
+
+def test_what_changes_only_speed_or_memory_changes_no_number(tmp_path: Path) -> None:
+    """Every free key of a user's DeepSpeed JSON that touches gradients, and our own options, on both stages."""
+    plain, *variants = [
+        {"zero_stage": 1},
+        {"zero_stage": 2},
+        {"zero_stage": 1, "activation_checkpointing": True},
+        {"zero_stage": 2, "activation_checkpointing": True, "overlap_comm": True},
+        {"zero_stage": 1, "deepspeed": {"zero_optimization": {"reduce_scatter": False, "overlap_comm": True}}},
+        {"zero_stage": 2, "deepspeed": {"zero_optimization": {"reduce_scatter": False}}},
+        {"zero_stage": 1, "deepspeed": {"zero_optimization": {"contiguous_gradients": False}}},
+        {"zero_stage": 2, "deepspeed": {"zero_optimization": {"use_multi_rank_bucket_allreduce": False}}},
+        {
+            "zero_stage": 2,
+            "deepspeed": {"zero_optimization": {"reduce_bucket_size": 500, "allgather_bucket_size": 500}},
+        },
+    ]
+    for expected, *found in run_on_mesh(
+        options_do_not_change_numbers, save(tmp_path), tmp_path, [plain, *variants], dp=2, tp=2
+    ):
+        for numbers in found:
+            assert torch.tensor(numbers) == pytest.approx(torch.tensor(expected), rel=1e-6)
+
+
+def evaluation(mesh: Mesh, config: Any, folder: Path) -> tuple[float, float, float, bool]:
+    """Summed loss, token count, the same from a step's loss, and whether weights restored by hand are seen."""
+    engine = AutoTPEngine(config=config, weights=folder, mesh=mesh, learning_rate=0.1, max_grad_norm=None)
+    batch = micro_batches(BATCHES[0], layout=mesh.layout, rank=mesh.rank, accumulation=1)[0]
+    saved = copies(engine.state())
+    before = engine.evaluate(batch)
+    step = engine.train_step([batch])
+    changed = engine.evaluate(batch)
+    fill(engine.state(), saved)
+    after = engine.evaluate(batch)
+    assert changed[0] != before[0]
+    return float(before[0]), float(before[1]), float(step.loss * step.tokens), bool(after[0] == before[0])
+
+
+def test_evaluation_sums_over_the_global_batch_and_sees_restored_weights(tmp_path: Path) -> None:
+    tokens = int((BATCHES[0]["labels"][:, 1:] != -100).sum())
+    for loss, count, trained, restored in run_on_mesh(evaluation, save(tmp_path), tmp_path, dp=2, tp=2):
+        assert count == tokens
+        assert loss == pytest.approx(trained, rel=1e-6)
+        assert restored
+
+
+def learning_rates(mesh: Mesh, config: Any, folder: Path) -> tuple[bool, bool]:
+    """Whether a rate of zero leaves the weights, and one set later moves them."""
+    engine = AutoTPEngine(config=config, weights=folder, mesh=mesh, learning_rate=0.0)
+    before = bits(engine.state())["model.model.norm.weight"]
+    train(engine, BATCHES[:1])
+    kept = bits(engine.state())["model.model.norm.weight"]
+    engine.set_learning_rate(0.1)
+    train(engine, BATCHES[:1])
+    return kept == before, bits(engine.state())["model.model.norm.weight"] != before
+
+
+def test_the_learning_rate_can_be_set(tmp_path: Path) -> None:
+    assert run_on_mesh(learning_rates, save(tmp_path, "qwen2"), tmp_path) == [(True, True)]
+
+
+def dropout(mesh: Mesh, config: Any, folder: Path) -> tuple[float, float]:
+    """The loss of each dp rank's own batch (the same on all) in training, and a random number drawn after it."""
+    engine = AutoTPEngine(config=config, weights=folder, mesh=mesh, seed=3)
+    batch = {key: value[:4] for key, value in BATCHES[0].items()}
+    engine.zero.train()
+    loss = engine._loss_sum(engine.zero, batch)
+    return float(loss), float(torch.rand(()))
+
+
+def test_dropout_differs_between_dp_ranks_and_not_between_tp_ranks(tmp_path: Path) -> None:
+    config = save(tmp_path, "llama", attention_dropout=0.5, intermediate_size=48)
+    first, second, third, fourth = run_on_mesh(dropout, config, tmp_path, dp=2, tp=2)
+    assert first == second and third == fourth and first != third
+
+
+def refusals(mesh: Mesh, config: Any, options: dict) -> str:
+    with pytest.raises(ValueError) as refusal:
+        AutoTPEngine(config=config, weights=None, mesh=mesh, **options)
+    AutoTPEngine(config=config, weights=None, mesh=mesh).close()  # nothing is left behind that would stop another
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compile": True}, "compile=True has not been checked under DeepSpeed AutoTP: use the engine fsdp2 for it."),
+        ({"optimizer": "lion"}, "optimizer='lion' is not known; choose from adamw, sgd."),
+        ({"zero_stage": 3}, "zero_stage=3 splits the weights over dp as well"),
+        ({"deepspeed": {"train_batch_size": 64}}, "deepspeed_config sets train_batch_size=64, and the run has 1 ("),
+    ],
+)
+def test_refused_options(options: dict, message: str) -> None:
+    config = tiny_model("qwen2", dtype=torch.float32).config
+    assert run_on_mesh(refusals, config, options)[0].startswith(message)
+
+
+def bad_folders(mesh: Mesh, config: Any, folder: Path) -> list[str]:
+    messages = []
+    for weights in (folder / "empty", folder / "other"):
+        with pytest.raises(ValueError) as refusal:
+            AutoTPEngine(config=config, weights=weights, mesh=mesh)
+        messages.append(str(refusal.value))
+    return messages
+
+
+def test_folders_without_the_models_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    save(tmp_path / "other", hidden_size=64)
+    config = tiny_model("qwen3", dtype=torch.float32).config
+    for empty, other in run_on_mesh(bad_folders, config, tmp_path, tp=2):
+        assert empty.startswith(f"{tmp_path / 'empty'} holds neither model.safetensors nor model.safetensors.index")
+        assert "has shape (99, 64) in" in other and "where the configuration says (99, 32)" in other
+
+
+def no_batches(mesh: Mesh, config: Any) -> None:
+    engine = AutoTPEngine(config=config, weights=None, mesh=mesh)
+    with pytest.raises(ValueError, match="train_step needs at least one micro-batch"):
+        engine.train_step([])
+    dist.barrier()
+
+
+def test_a_step_without_batches_is_refused() -> None:
+    run_on_mesh(no_batches, tiny_model("qwen2", dtype=torch.float32).config)

@@ -1,0 +1,74 @@
+"""The loss scale that a checkpoint of either engine carries, on DeepSpeed's own scaler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from tp2d_autotp.optimizer import build_optimizer, load_scale_state, moments, scale_state
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's scaler asks for the rank to log an overflow once."""
+    monkeypatch.setattr("deepspeed.comm.get_rank", lambda group=None: 0)
+
+
+def scaler(window: int = 4) -> Any:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    return DynamicLossScaler(
+        init_scale=2.0**16,
+        scale_window=window,
+        min_scale=1,
+        delayed_shift=1,
+        consecutive_hysteresis=False,
+    )
+
+
+def test_the_scale_goes_on_where_it_was() -> None:
+    """Shows a count that is off by one: the restored scaler would double a step early or late."""
+    overflows = [False, True, False, False, False, True, False, False, False, False, False]
+    for stop in range(len(overflows)):
+        original, restored = scaler(), scaler()
+        for overflow in overflows[:stop]:
+            original.update_scale(overflow)
+        load_scale_state(restored, scale_state(original))
+        for overflow in overflows[stop:]:
+            original.update_scale(overflow)
+            restored.update_scale(overflow)
+            assert scale_state(restored) == scale_state(original)
+
+
+def test_quiet_steps_count_from_the_last_overflow() -> None:
+    one = scaler()
+    for overflow in (True, False, False):
+        one.update_scale(overflow)
+    assert scale_state(one) == {"value": 2.0**15, "quiet_steps": 2}
+
+
+def test_without_dynamic_scaling_there_is_no_state() -> None:
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+
+    static = LossScaler(scale=1.0)
+    assert scale_state(static) is None
+    load_scale_state(static, None)
+
+
+def test_moments_before_the_first_step_change_nothing() -> None:
+    plain, prepared = (nn.Parameter(torch.linspace(-1, 1, 8)) for _ in range(2))
+    optimizers = [
+        build_optimizer("adamw", [{"params": [p]}], learning_rate=0.1, weight_decay=0.01) for p in (plain, prepared)
+    ]
+    assert moments(optimizers[1])["exp_avg"][0].tolist() == [0.0] * 8
+    for parameter, optimizer in zip((plain, prepared), optimizers, strict=True):
+        parameter.grad = torch.ones(8)
+        optimizer.step()
+    assert torch.equal(plain, prepared)
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"optimizer='lion' is not known; choose from adamw, sgd."):
+        build_optimizer("lion", [], learning_rate=0.1, weight_decay=0.0)

@@ -1,0 +1,48 @@
+"""Weights drawn from a seed: the same on every mesh, and with either engine."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from tp2d_autotp import AutoTPEngine
+from tp2d_mesh import Mesh
+from tp2d_mesh.parity import tiny_model, worst_differences
+from tp2d_mesh.testing import run_on_mesh
+
+
+def drawn(mesh: Mesh, config: Any, engine: str) -> dict[str, Any]:
+    if engine == "fsdp2":
+        from tp2d_fsdp2 import FSDP2Engine as Engine
+    else:
+        Engine = AutoTPEngine
+    return {
+        n: t for n, t in Engine(config=config, weights=None, mesh=mesh, seed=5).state().items() if "model." in n[:6]
+    }
+
+
+@pytest.mark.parametrize(
+    ("engine", "dp", "tp"),
+    [
+        ("autotp", 2, 2),
+        ("autotp", 1, 4),
+        pytest.param(
+            "fsdp2",
+            1,
+            2,
+            marks=pytest.mark.skipif(find_spec("tp2d_fsdp2") is None, reason="tp2d-fsdp2 is not installed"),
+        ),
+    ],
+)
+def test_the_same_on_every_mesh_and_with_either_engine(engine: str, dp: int, tp: int) -> None:
+    config = tiny_model("gemma3_text", dtype=torch.float32).config
+    (alone,) = run_on_mesh(drawn, config, "autotp")
+    whole = {}
+    for name, tensor in alone.items():
+        whole[name.removeprefix("model.")] = torch.cat([p.tensor.flatten() for p in tensor.pieces]).view(
+            tensor.global_shape
+        )
+    for rank in run_on_mesh(drawn, config, engine, dp=dp, tp=tp):
+        assert set(worst_differences(whole, rank, prefix="model.").values()) == {0.0}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tp2d_train.models import ResolvedModel
 
-PATH_FIELDS = ("model_name", "tokenizer_name", "dataset_name")
+PATH_FIELDS = ("model_name", "tokenizer_name", "dataset_name", "deepspeed_config")
 
 
 def check(config: TrainConfig) -> Run:
@@ -31,8 +31,9 @@ def check(config: TrainConfig) -> Run:
     if run.finished:
         return run
     config = run.config
-    if config.launcher == "local" or not has_cluster():
-        choose_device(config, gpus=count_gpus())
+    here = config.launcher == "local" or not has_cluster()
+    device = choose_device(config, gpus=count_gpus()) if here else "cpu" if config.device == "cpu" else "cuda"
+    check_deepspeed(config, device=device)
     from tp2d_train.models import resolve_model
 
     model = resolve_model(
@@ -79,7 +80,52 @@ def check_model(config: TrainConfig, model: "PretrainedConfig") -> None:
     except (ValueError, ImportError) as error:
         reason = str(error).splitlines()[0]  # of an unknown type transformers goes on with all it knows
         raise ValueError(f"model {config.model_name} cannot be built as a causal language model: {reason}") from None
-    plan_model(skeleton, tp=config.tp_size)
+    if config.engine == "autotp":
+        from tp2d_autotp import check_model as check_autotp
+
+        check_autotp(skeleton, tp=config.tp_size)
+    else:
+        plan_model(skeleton, tp=config.tp_size)
+
+
+def deepspeed_options(config: TrainConfig) -> dict[str, Any]:
+    """What the engine autotp takes besides what every engine takes.
+
+    Raises:
+        ValueError: the user's DeepSpeed file cannot be read.
+    """
+    from tp2d_autotp import read_user_config
+
+    return {
+        "zero_stage": config.zero_stage,
+        "overlap_comm": config.overlap_comm,
+        "batch_size_per_gpu": config.batch_size_per_gpu,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "deepspeed": read_user_config(Path(config.deepspeed_config)) if config.deepspeed_config else None,
+    }
+
+
+def check_deepspeed(config: TrainConfig, *, device: str) -> None:
+    """Refuses a ZeRO stage, a precision or a user's DeepSpeed file that contradicts the run."""
+    if config.engine != "autotp":
+        return
+    import torch
+    from tp2d_autotp import deepspeed_config
+    from tp2d_mesh import Layout
+    from tp2d_mesh.devices import resolve_precision
+
+    options = deepspeed_options(config)
+    if config.compile:
+        raise ValueError("--compile has not been checked under the engine autotp: use the engine fsdp2 for it")
+    where = torch.device(device)
+    deepspeed_config(
+        layout=Layout(dp=config.dp_size, tp=config.tp_size),
+        device=where,
+        precision=resolve_precision(config.precision, where),
+        max_grad_norm=config.max_grad_norm,
+        user=options.pop("deepspeed"),
+        **options,
+    )
 
 
 def check_data(config: TrainConfig) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Self, get_args
 
-ENGINES = ("fsdp2",)
+ENGINES = ("fsdp2", "autotp")
 DEFAULT_WORKERS = 4
 
 
@@ -78,7 +78,9 @@ class TrainConfig:
     tp_size: int = option(2, "ranks that share a layer (tensor parallel), inside a node", least=1)
     dp_size: int = derived("ranks that share the batch (data parallel); default: num_workers / tp_size", least=1)
     num_workers: int = derived("all ranks; default: dp_size x tp_size, 4 if neither is given", least=1)
-    zero_stage: int = option(1, "DeepSpeed's ZeRO stage; the engine fsdp2 does not read it", least=0, most=3)
+    zero_stage: int = option(1, "ZeRO stage of the engine autotp, 1 or 2; fsdp2 does not read it", fixed=True, least=0)
+    overlap_comm: bool | None = option(None, "autotp: reduce gradients while backward runs; default: DeepSpeed's")
+    deepspeed_config: str | None = option(None, "autotp: JSON file of further DeepSpeed settings")
     device: str = option("auto", "where the workers compute; auto: GPUs if enough", choices=("auto", "cpu", "cuda"))
     allow_cross_node_tp: bool = option(False, "let a tensor-parallel group span nodes (slow)")
     timeout_s: float = option(600.0, "seconds after which a collective operation that waits fails", above=0)

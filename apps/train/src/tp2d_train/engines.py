@@ -11,7 +11,7 @@ from tp2d_mesh import NamedTensor
 Batch = Mapping[str, torch.Tensor]
 
 # Named by module, so that a run imports its own engine only.
-ENGINES = {"fsdp2": ("tp2d_fsdp2", "FSDP2Engine")}
+ENGINES = {"fsdp2": ("tp2d_fsdp2", "FSDP2Engine"), "autotp": ("tp2d_autotp", "AutoTPEngine")}
 
 
 class StepStats(Protocol):

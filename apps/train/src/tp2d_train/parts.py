@@ -17,7 +17,7 @@ from tp2d_mesh import Layout, Mesh, build_mesh
 from tp2d_mesh.devices import peak_flops, resolve_precision
 from tp2d_mesh.placement import check_tp_groups, rank_table
 
-from tp2d_train.checks import check_positions
+from tp2d_train.checks import check_positions, deepspeed_options
 from tp2d_train.config import TrainConfig
 from tp2d_train.engines import Engine, create_engine
 from tp2d_train.meter import Hardware, flops_per_token
@@ -171,6 +171,7 @@ def _build_engine(config: TrainConfig, mesh: Mesh, model: ResolvedModel, *, prec
         attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code,
         optimizer=config.optimizer,
+        **(deepspeed_options(config) if config.engine == "autotp" else {}),
     )
 
 

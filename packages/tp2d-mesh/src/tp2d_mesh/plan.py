@@ -93,6 +93,7 @@ def plan_model(model: Any, *, tp: int, verified_only: bool = True) -> Plan:
         everything = {name: ParameterPlan() for name, _ in model.named_parameters()}
         return Plan(tp=1, modules={}, parameters=everything, layers=layers)
     model_type = model.config.model_type
+    check_heads(model.config, tp=tp)
     if not getattr(model, "tp_plan", None):
         raise ValueError(
             f"model type {model_type!r} ships no tensor parallel plan, so tp_size={tp} cannot split it exactly: "
@@ -104,7 +105,6 @@ def plan_model(model: Any, *, tp: int, verified_only: bool = True) -> Plan:
             f"model type {model_type!r} has not been checked for exact gradients under tensor parallelism "
             f"(tp_size={tp}): use tp_size=1, or one of: {', '.join(sorted(VERIFIED_FAMILIES))}."
         )
-    check_heads(model.config, tp=tp)
     _check_modules(model, modules, tp=tp)
     _check_dropout(model, modules, tp=tp)
     parameters = dict(_parameter_plans(model, modules))

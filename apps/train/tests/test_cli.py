@@ -45,7 +45,13 @@ def command(line: str, folder: Path, **environment: str) -> subprocess.Completed
         ("--text-field body", "no field 'body'"),
         ("--seq-length 5000", "seq_length 5000 is longer than the 4096 positions"),
         ("--model-name llama --seq-length 32 --tp-size 4", "num_key_value_heads=2 is not divisible by tp_size=4"),
-        ("--model-name mamba --from-scratch", "'mamba'"),
+        ("--model-name mamba --from-scratch", "model type 'mamba' has no num_attention_heads"),
+        ("--engine autotp --zero-stage 4", "zero_stage=4 is not a ZeRO stage: choose 1 or 2"),
+        ("--engine autotp --zero-stage 3", "zero_stage=3 splits the weights over dp as well"),
+        ("--engine autotp --zero-stage 0", "zero_stage=0 reports a wrong gradient norm in bf16"),
+        ("--engine autotp --compile", "--compile has not been checked under the engine autotp"),
+        ("--engine autotp --deepspeed-config none.json", "deepspeed_config"),
+        ("--engine autotp --deepspeed-config ds.json", "train_batch_size"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -54,6 +60,7 @@ def test_a_mistake_is_one_line(
     """In this process, where the imports are paid once."""
     (tmp_path / "run.yaml").write_text("tp_sise: 2\n")
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "ds.json").write_text('{"train_batch_size": 7}')
     if "llama" in line:
         save_llama(tmp_path / "llama")
     if "mamba" in line:

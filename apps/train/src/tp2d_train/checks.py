@@ -98,7 +98,6 @@ def deepspeed_options(config: TrainConfig) -> dict[str, Any]:
 
     return {
         "zero_stage": config.zero_stage,
-        "overlap_comm": config.overlap_comm,
         "batch_size_per_gpu": config.batch_size_per_gpu,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "deepspeed": read_user_config(Path(config.deepspeed_config)) if config.deepspeed_config else None,

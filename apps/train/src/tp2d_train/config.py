@@ -79,7 +79,6 @@ class TrainConfig:
     dp_size: int = derived("ranks that share the batch (data parallel); default: num_workers / tp_size", least=1)
     num_workers: int = derived("all ranks; default: dp_size x tp_size, 4 if neither is given", least=1)
     zero_stage: int = option(1, "ZeRO stage of the engine autotp, 1 or 2; fsdp2 does not read it", fixed=True, least=0)
-    overlap_comm: bool | None = option(None, "autotp: reduce gradients while backward runs; default: DeepSpeed's")
     deepspeed_config: str | None = option(None, "autotp: JSON file of further DeepSpeed settings")
     device: str = option("auto", "where the workers compute; auto: GPUs if enough", choices=("auto", "cpu", "cuda"))
     allow_cross_node_tp: bool = option(False, "let a tensor-parallel group span nodes (slow)")

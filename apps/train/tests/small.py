@@ -114,9 +114,6 @@ class SmallEngine:
         for values in self.optimizer.state.values():
             values["step"].fill_(state["steps"])
 
-    def export(self, path: Path) -> None:
-        raise NotImplementedError
-
     def close(self) -> None:
         pass
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from tp2d_autotp import AutoTPEngine, runtime
-from tp2d_autotp.weights import build_skeleton
 from tp2d_mesh import Mesh, plan_model
 from tp2d_mesh.parity import tiny_model
 from tp2d_mesh.testing import run_on_mesh
+from tp2d_mesh.weights import build_skeleton
 
 
 def skeleton(family: str) -> Any:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -50,9 +49,6 @@ class Engine(Protocol):
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Takes back `extra_state`, after the tensors of `state` were filled."""
-
-    def export(self, path: Path) -> None:
-        """Writes the model as a Hugging Face folder."""
 
     def close(self) -> None:
         """Drops the model; the mesh stays open."""

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 from tp2d_mesh import Mesh, NamedTensor, Plan, plan_model
+from tp2d_mesh.weights import build_skeleton, initialize_weights, load_weights
 
 from tp2d_autotp import runtime
 from tp2d_autotp.config import deepspeed_config
@@ -28,7 +29,6 @@ from tp2d_autotp.loss import count_tokens, token_loss_sum
 from tp2d_autotp.optimizer import build_optimizer, load_scale_state, moments, partitions, scale_state
 from tp2d_autotp.precision import PRECISIONS, Precision
 from tp2d_autotp.specs import check_plan, tensor_parallel_section
-from tp2d_autotp.weights import build_skeleton, initialize_weights, load_weights
 
 Batch = Mapping[str, torch.Tensor]
 

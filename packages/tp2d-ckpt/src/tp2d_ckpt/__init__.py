@@ -15,6 +15,7 @@ from tp2d_ckpt.commit import (
     read_manifest,
     verify,
 )
+from tp2d_ckpt.export import export_weights
 from tp2d_ckpt.retention import prune
 from tp2d_ckpt.state import capture_rng, restore_rng
 
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "capture_rng",
     "checkpoint_at",
+    "export_weights",
     "find_latest",
     "list_checkpoints",
     "prune",

@@ -74,7 +74,7 @@ def save_tensors(
     return {name: _record(found) for name, found in metadata.state_dict_metadata.items()}
 
 
-def load_tensors(path: Path, tensors: Mapping[str, NamedTensor], *, group: dist.ProcessGroup) -> None:
+def load_tensors(path: Path, tensors: Mapping[str, NamedTensor], *, group: dist.ProcessGroup | None) -> None:
     """Fill the boxes of `tensors` in place from the directory `path`; a collective of `group`, which is the world.
 
     Everything is checked on every rank before the first byte is copied into a box.
@@ -82,7 +82,7 @@ def load_tensors(path: Path, tensors: Mapping[str, NamedTensor], *, group: dist.
     Args:
         path: a directory that `save_tensors` wrote, on any mesh, and that was verified.
         tensors: this rank's boxes by name; tensors of the checkpoint that are not named here are not read.
-        group: the world's group.
+        group: the world's group, or None for this process alone.
 
     Raises:
         ValueError: a tensor is not in the checkpoint, or has another shape or dtype, or does not cover a box.
@@ -90,7 +90,9 @@ def load_tensors(path: Path, tensors: Mapping[str, NamedTensor], *, group: dist.
     """
     reader = dcp.FileSystemReader(path)
     try:
-        dcp.load(dict(tensors), storage_reader=reader, planner=PieceLoadPlanner(), process_group=group)
+        dcp.load(
+            dict(tensors), storage_reader=reader, planner=PieceLoadPlanner(), process_group=group, no_dist=group is None
+        )
     except CheckpointException as error:
         raise_failures(f"loading from {path}", _failures(error))
         raise

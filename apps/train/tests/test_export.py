@@ -1,0 +1,67 @@
+"""An exported folder gives the training model's logits through `from_pretrained`, with either engine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tp2d_ckpt import Checkpointer
+from tp2d_mesh import Mesh
+from tp2d_mesh.parity import TINY, micro_batches, random_batches, tiny_model
+from tp2d_mesh.testing import run_on_mesh
+from tp2d_train.config import TrainConfig
+from tp2d_train.engines import create_engine
+from tp2d_train.export import main
+from transformers import AutoModelForCausalLM
+
+from apps.train.tests.folders import save_llama
+
+BATCHES = random_batches(steps=2, rows=4, seq_length=12, vocab_size=TINY["vocab_size"])
+
+
+def train_and_save(mesh: Mesh, engine_name: str, config: Any, folder: Path, root: Path) -> torch.Tensor:
+    """Two steps, a checkpoint, and this rank's part of the trained model's logits."""
+    engine: Any = create_engine(engine_name, config=config, weights=folder, mesh=mesh, learning_rate=1e-2)
+    for batch in BATCHES:
+        engine.train_step(micro_batches(batch, layout=mesh.layout, rank=mesh.rank, accumulation=1))
+    Checkpointer(root, mesh=mesh).save(step=2, tensors=engine.state(), state={}, rank_state={})
+    engine.evaluate(BATCHES[0])
+    with torch.no_grad():
+        return engine.model(input_ids=BATCHES[0]["input_ids"], use_cache=False).logits
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "autotp"])
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_the_exported_folder_gives_the_training_models_logits(engine: str, family: str, tmp_path: Path) -> None:
+    """Shows one rank's shard exported for the whole weight, and a tie that is lost or doubled."""
+    model, run = tmp_path / "model", tmp_path / "runs" / "a"
+    tokenizer = save_llama(tmp_path / "tokenizer")
+    config = tiny_model(family, dtype=torch.float32).config
+    tiny_model(family, dtype=torch.float32).save_pretrained(model)
+    run.mkdir(parents=True)
+    settings = TrainConfig(model_name=str(model), tokenizer_name=str(tokenizer), seq_length=12, engine=engine)
+    (run / "config.yaml").write_text(yaml.safe_dump(settings.as_dict()))
+    parts = run_on_mesh(train_and_save, engine, config, model, run / "checkpoints", dp=2, tp=2)
+
+    assert main(["--name", "a", "--storage-path", str(tmp_path / "runs")]) == 0
+    exported = AutoModelForCausalLM.from_pretrained(run / "export-00000002", dtype=torch.float32)
+    with torch.no_grad():
+        logits = exported(input_ids=BATCHES[0]["input_ids"]).logits
+    torch.testing.assert_close(torch.cat(parts[:2], dim=-1), logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(
+        logits, tiny_model(family, dtype=torch.float32)(BATCHES[0]["input_ids"]).logits, atol=0.01
+    )
+    assert json.loads((run / "export-00000002" / "tokenizer_config.json").read_text())
+
+
+def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--name", "none", "--storage-path", str(tmp_path)]) == 2
+    run = tmp_path / "a"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(TrainConfig().as_dict()))
+    assert main(["--name", "a", "--storage-path", str(tmp_path)]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"error: {tmp_path / 'none'} is no run: it has no config.yaml"
+    assert second == f"error: run {run} has no checkpoint to export"

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tp2d_autotp.testing import EngineRun, run_engine
+from tp2d_autotp.testing import run_engine
 from tp2d_mesh import VERIFIED_FAMILIES
-from tp2d_mesh.parity import TINY, Reference, random_batches, reference_run, tiny_model, worst_differences
+from tp2d_mesh.parity import TINY, EngineRun, Reference, random_batches, reference_run, tiny_model, worst_differences
 from tp2d_mesh.testing import MeshError, run_on_mesh
 
 MESHES = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4))

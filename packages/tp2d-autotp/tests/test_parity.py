@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from tp2d_autotp import AutoTPEngine, engine, runtime
-from tp2d_autotp.testing import EngineRun, run_engine
+from tp2d_autotp.testing import run_engine
 from tp2d_mesh import Mesh
-from tp2d_mesh.parity import TINY, Reference, random_batches, reference_run, tiny_model, worst_differences
+from tp2d_mesh.parity import TINY, EngineRun, Reference, random_batches, reference_run, tiny_model, worst_differences
 from tp2d_mesh.testing import run_on_mesh
 
 SGD = {"precision": "fp64", "optimizer": "sgd", "learning_rate": 0.1}

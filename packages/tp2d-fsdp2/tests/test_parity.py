@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import tp2d_fsdp2.engine
-from tp2d_fsdp2.testing import EngineRun, run_engine
+from tp2d_fsdp2.testing import run_engine
 from tp2d_mesh import Mesh
-from tp2d_mesh.parity import TINY, random_batches, reference_run, tiny_model, worst_differences
+from tp2d_mesh.parity import TINY, EngineRun, random_batches, reference_run, tiny_model, worst_differences
 from tp2d_mesh.testing import run_on_mesh
 
 SGD = {"precision": "fp64", "optimizer": "sgd", "learning_rate": 0.1}

@@ -6,7 +6,7 @@ DeepSpeed is imported when an engine opens, not before.
 from importlib.metadata import version
 
 from tp2d_autotp.config import USER_KEYS, deepspeed_config, read_user_config
-from tp2d_autotp.engine import AutoTPEngine, StepStats, check_model
+from tp2d_autotp.engine import AutoTPEngine, check_model
 from tp2d_autotp.families import AUTOTP_FAMILIES
 from tp2d_autotp.precision import PRECISIONS, Precision
 from tp2d_autotp.specs import check_plan, check_specs, layer_specs, tensor_parallel_section
@@ -19,7 +19,6 @@ __all__ = [
     "USER_KEYS",
     "AutoTPEngine",
     "Precision",
-    "StepStats",
     "__version__",
     "check_model",
     "check_plan",

@@ -11,7 +11,6 @@ import copy
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,33 +19,18 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 from tp2d_mesh import Mesh, NamedTensor, Plan, plan_model
+from tp2d_mesh.engine import StepStats
+from tp2d_mesh.loss import count_tokens, token_loss_sum
 from tp2d_mesh.weights import build_skeleton, initialize_weights, load_weights
 
 from tp2d_autotp import runtime
 from tp2d_autotp.config import deepspeed_config
 from tp2d_autotp.flat import Place
-from tp2d_autotp.loss import count_tokens, token_loss_sum
 from tp2d_autotp.optimizer import build_optimizer, load_scale_state, moments, partitions, scale_state
 from tp2d_autotp.precision import PRECISIONS, Precision
 from tp2d_autotp.specs import check_plan, tensor_parallel_section
 
 Batch = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepStats:
-    """What one optimizer step did; scalar tensors on the device.
-
-    Args:
-        loss: mean over all unmasked tokens of the global batch.
-        grad_norm: global 2-norm of the gradient before clipping; infinite where DeepSpeed found a gradient that is
-            not finite, and then it has left the weights as they were.
-        tokens: number of those tokens, each counted once.
-    """
-
-    loss: torch.Tensor
-    grad_norm: torch.Tensor
-    tokens: torch.Tensor
 
 
 class AutoTPEngine:
@@ -210,8 +194,12 @@ class AutoTPEngine:
 
     def _loss_sum(self, model: Any, batch: Batch) -> torch.Tensor:
         logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+        return token_loss_sum(logits, batch["labels"], rows=self._vocabulary_rows(), group=self.mesh.tp_group)
+
+    def _vocabulary_rows(self) -> tuple[int, int]:
+        """What this rank holds of the output embedding; DeepSpeed cuts uneven vocabularies by a rule of its own."""
         head = self.model.get_output_embeddings()
-        return token_loss_sum(logits, batch["labels"], head=head, group=self.mesh.tp_group)
+        return getattr(head, "vocab_start_index", 0), getattr(head, "vocab_end_index", head.weight.shape[0])
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use this learning rate from the next step on."""

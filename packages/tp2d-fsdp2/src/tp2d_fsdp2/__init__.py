@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from tp2d_fsdp2.engine import FSDP2Engine, StepStats
+from tp2d_fsdp2.engine import FSDP2Engine
 from tp2d_fsdp2.parallelize import parallelize
 from tp2d_fsdp2.precision import PRECISIONS, Precision, precision_by_name
 
@@ -12,7 +12,6 @@ __all__ = [
     "PRECISIONS",
     "FSDP2Engine",
     "Precision",
-    "StepStats",
     "__version__",
     "parallelize",
     "precision_by_name",

@@ -8,7 +8,6 @@ that fp16 reads one flag to know whether to skip.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
-from tp2d_mesh import Mesh, NamedTensor, named_tensor, plan_model
+from tp2d_mesh import Mesh, NamedTensor, chunk_range, named_tensor, plan_model
+from tp2d_mesh.engine import StepStats
+from tp2d_mesh.loss import count_tokens, token_loss_sum
 from tp2d_mesh.weights import build_skeleton, initialize_weights, load_weights
 
 from tp2d_fsdp2.gradients import clip_factor, global_norm_and_loss, scale_gradients, sum_partial_gradients
-from tp2d_fsdp2.loss import IGNORED, token_loss_sum
 from tp2d_fsdp2.optimizer import LossScale, build_optimizer, materialize_moments, moments
 from tp2d_fsdp2.parallelize import parallelize
 from tp2d_fsdp2.precision import precision_by_name
 
 Batch = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepStats:
-    """What one optimizer step did; scalar tensors on the device, so reading one waits for the step.
-
-    Args:
-        loss: mean over all unmasked tokens of the global batch.
-        grad_norm: global 2-norm of the gradient before clipping.
-        tokens: number of those tokens, each counted once.
-    """
-
-    loss: torch.Tensor
-    grad_norm: torch.Tensor
-    tokens: torch.Tensor
 
 
 class FSDP2Engine:
@@ -96,7 +81,8 @@ class FSDP2Engine:
             trust_remote_code=trust_remote_code,
         )
         self.plan = plan_model(self.model, tp=mesh.layout.tp, verified_only=verified_only)
-        self.vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        self.vocabulary_rows = chunk_range(vocabulary, mesh.layout.tp, mesh.tp_rank)
         self.tp = parallelize(
             self.model,
             mesh=mesh,
@@ -167,7 +153,7 @@ class FSDP2Engine:
         """The loss summed over every rank's batch and the number of tokens it was summed over; collective."""
         self.model.eval()
         on_device = self._to_device(batch)
-        numbers = torch.stack([self._loss_sum(on_device).double(), _count(on_device).double()])
+        numbers = torch.stack([self._loss_sum(on_device).double(), count_tokens(on_device["labels"]).double()])
         dist.all_reduce(numbers, group=self.mesh.dp_group)
         self.tp.forget()
         return numbers[0], numbers[1].long()
@@ -178,10 +164,10 @@ class FSDP2Engine:
 
     def _loss_sum(self, batch: Batch) -> torch.Tensor:
         logits = self.model(input_ids=batch["input_ids"], use_cache=False).logits
-        return token_loss_sum(logits, batch["labels"], vocab_size=self.vocab_size, group=self.mesh.tp_group)
+        return token_loss_sum(logits, batch["labels"], rows=self.vocabulary_rows, group=self.mesh.tp_group)
 
     def _global_tokens(self, batches: Sequence[Batch]) -> torch.Tensor:
-        tokens = torch.stack([_count(batch) for batch in batches]).sum()
+        tokens = torch.stack([count_tokens(batch["labels"]) for batch in batches]).sum()
         dist.all_reduce(tokens, group=self.mesh.dp_group)
         return tokens
 
@@ -241,8 +227,3 @@ class FSDP2Engine:
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
-
-
-def _count(batch: Batch) -> torch.Tensor:
-    """How many tokens of a batch are to be predicted; the first position of a row predicts nothing before it."""
-    return (batch["labels"][:, 1:] != IGNORED).sum()

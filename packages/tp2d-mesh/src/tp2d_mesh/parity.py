@@ -8,7 +8,7 @@ and transformers' own loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -125,6 +125,51 @@ def reference_run(
         optimizer.zero_grad()
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     return Reference(losses=losses, norms=norms, gradients=gradients, weights=weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRun:
+    """What one rank of a parallel engine computed.
+
+    Args:
+        losses: mean token loss of every step.
+        norms: global gradient norm of every step, before clipping.
+        gradients: ``grad.<name>`` -> this rank's boxes at the first step, before clipping.
+        weights: ``model.<name>`` -> this rank's boxes after the last step.
+    """
+
+    losses: list[float]
+    norms: list[float]
+    gradients: dict[str, NamedTensor]
+    weights: dict[str, NamedTensor]
+
+
+def train_engine(
+    engine: Any, batches: Sequence[Batch], *, accumulation: int, gradients: dict[str, NamedTensor]
+) -> EngineRun:
+    """Train an engine on this rank's share of global `batches`, one optimizer step each.
+
+    Args:
+        engine: either engine.
+        batches: see `micro_batches`.
+        accumulation: micro-batches per step.
+        gradients: filled by the caller's hook during the first step.
+    """
+    mesh, losses, norms = engine.mesh, [], []
+    for batch in batches:
+        stats = engine.train_step(micro_batches(batch, layout=mesh.layout, rank=mesh.rank, accumulation=accumulation))
+        losses.append(float(stats.loss))
+        norms.append(float(stats.grad_norm))
+    weights = {name: tensor for name, tensor in engine.state().items() if name.startswith("model.")}
+    return EngineRun(losses=losses, norms=norms, gradients=gradients, weights=weights)
+
+
+def copied(tensors: Mapping[str, NamedTensor]) -> dict[str, NamedTensor]:
+    """The same boxes with values of their own, which later steps leave alone."""
+    return {
+        name: replace(tensor, pieces=tuple(replace(p, tensor=p.tensor.clone()) for p in tensor.pieces))
+        for name, tensor in tensors.items()
+    }
 
 
 def worst_differences(

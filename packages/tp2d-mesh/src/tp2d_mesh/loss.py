@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.autograd import Function
-from tp2d_mesh import chunk_range
 
 IGNORED = -100
 
@@ -53,15 +52,20 @@ class _VocabularyCrossEntropy(Function):
         return out.mul_((counted * grad)[:, None]), None, None, None
 
 
+def count_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """How many tokens of ``(batch, seq)`` labels are to be predicted; the first of a row has nothing before it."""
+    return (labels[:, 1:] != IGNORED).sum()
+
+
 def token_loss_sum(
-    logits: torch.Tensor, labels: torch.Tensor, *, vocab_size: int, group: dist.ProcessGroup
+    logits: torch.Tensor, labels: torch.Tensor, *, rows: tuple[int, int], group: dist.ProcessGroup
 ) -> torch.Tensor:
     """The sum of the cross-entropy over every token that is to be predicted.
 
     Args:
         logits: ``(batch, seq, vocabulary chunk of this tp rank)``, of any float dtype.
         labels: ``(batch, seq)`` int64, not shifted, -100 where nothing is to be predicted.
-        vocab_size: the whole vocabulary, in rows of the output embedding.
+        rows: the half-open range of the vocabulary, in rows of the output embedding, that this tp rank holds.
         group: the tp group the vocabulary is split over.
 
     Returns:
@@ -70,11 +74,11 @@ def token_loss_sum(
     Raises:
         RuntimeError: the logits are not this rank's chunk, so the model does something to them this loss cannot know.
     """
-    start, stop = chunk_range(vocab_size, dist.get_world_size(group), dist.get_rank(group))
+    start, stop = rows
     if logits.shape[-1] != stop - start:
         raise RuntimeError(
             f"the model returned {logits.shape[-1]} logits per token where this tp rank holds rows {start} to {stop} "
-            f"of a vocabulary of {vocab_size}."
+            f"of the vocabulary."
         )
     wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
     targets = shifted_labels(labels).flatten()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tp2d_fsdp2.loss import shifted_labels, token_loss_sum
 from tp2d_mesh import Mesh, chunk_range
+from tp2d_mesh.loss import count_tokens, shifted_labels, token_loss_sum
 from tp2d_mesh.testing import MeshError, run_on_mesh
 
 VOCABULARY = 11
@@ -23,7 +23,7 @@ def own_part(mesh: Mesh) -> tuple[torch.Tensor, torch.Tensor]:
     logits, labels = logits_and_labels()
     start, stop = chunk_range(VOCABULARY, mesh.layout.tp, mesh.tp_rank)
     part = logits[..., start:stop].clone().requires_grad_()
-    loss = token_loss_sum(part, labels, vocab_size=VOCABULARY, group=mesh.tp_group)
+    loss = token_loss_sum(part, labels, rows=(start, stop), group=mesh.tp_group)
     (loss / 3).backward()
     return loss, part.grad
 
@@ -46,12 +46,17 @@ def test_labels_move_left_and_the_last_position_predicts_nothing() -> None:
     assert shifted_labels(torch.tensor([[5, 6, 7]])).tolist() == [[6, 7, -100]]
 
 
+def test_the_first_token_of_a_row_is_not_counted() -> None:
+    assert int(count_tokens(torch.tensor([[5, 6, -100], [-100, 6, 7]]))) == 3
+
+
 def whole_logits_where_a_chunk_is_due(mesh: Mesh) -> None:
     logits, labels = logits_and_labels()
-    token_loss_sum(logits, labels, vocab_size=VOCABULARY, group=mesh.tp_group)
+    rows = chunk_range(VOCABULARY, mesh.layout.tp, mesh.tp_rank)
+    token_loss_sum(logits, labels, rows=rows, group=mesh.tp_group)
 
 
 def test_logits_that_are_not_this_ranks_chunk_are_refused() -> None:
-    message = "the model returned 11 logits per token where this tp rank holds rows (0 to 6|6 to 11) of a"
+    message = "the model returned 11 logits per token where this tp rank holds rows (0 to 6|6 to 11) of"
     with pytest.raises(MeshError, match=message):
         run_on_mesh(whole_logits_where_a_chunk_is_due, tp=2)

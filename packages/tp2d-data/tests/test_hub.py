@@ -165,10 +165,10 @@ def test_reads_the_hub_and_then_its_cache_without_it(hub, tmp_path):
 
 
 def test_a_hub_that_never_answers_is_asked_once(silent, tmp_path):
-    """The hub's own libraries would retry for half a minute."""
+    """One probe waits for 3 s; the hub's own libraries would retry for half a minute. The bound lies between."""
     for answer in ask(silent, tmp_path, TOY, WORDS):
         assert "'acme/" in answer["error"] and "cannot be reached" in answer["error"]
-        assert answer["seconds"] < 5
+        assert answer["seconds"] < 15
 
 
 @pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen2.5-0.5B", "Salesforce/wikitext"])

@@ -78,7 +78,7 @@ def wait_in_vain(mesh, axis):
 def test_the_groups_of_both_axes_obey_the_time_out(axis, dp, tp):
     """Also where the axis is the whole world, where torch would reuse the default group and its time-out."""
     seconds, *_ = run_on_mesh(wait_in_vain, axis, dp=dp, tp=tp, timeout=60)
-    assert 0.9 < seconds < 10
+    assert 0.9 < seconds < 30  # of torch's own 1,800
 
 
 def build_without_a_peer(mesh):
@@ -94,7 +94,7 @@ def build_without_a_peer(mesh):
 
 def test_a_peer_that_never_builds_its_mesh_is_not_waited_for():
     seconds, _ = run_on_mesh(build_without_a_peer, tp=2, timeout=60)
-    assert 0.9 < seconds < 10
+    assert 0.9 < seconds < 30  # of torch's own 1,800
 
 
 def build_another(mesh, dp, tp):

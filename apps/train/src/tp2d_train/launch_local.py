@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from typing import Any
@@ -66,6 +67,7 @@ def _attempt(config: TrainConfig) -> None:
 
 
 def _work(rank: int, shared: Mapping[str, str], settings: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the driver takes it
     os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
     from tp2d_train.worker import train_func  # late: the driver does not need it
 

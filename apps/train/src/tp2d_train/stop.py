@@ -19,8 +19,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def wish_to_stop(file: Path) -> Iterator[Callable[[], bool]]:
+def wish_to_stop(file: Path | None) -> Iterator[Callable[[], bool]]:
     """Within the block SIGTERM and SIGINT are wishes; so is the existence of `file`, which the driver makes.
+
+    One rank is enough to look for the file after every step; the others pass None.
 
     Signals are taken in a process's main thread only. Ray runs a train function in another, and ends its workers
     without a signal they could take: there the file is the way.
@@ -32,7 +34,7 @@ def wish_to_stop(file: Path) -> Iterator[Callable[[], bool]]:
     mine = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, lambda *_: signalled.set()) for number in SIGNALS if mine}
     try:
-        yield lambda: signalled.is_set() or file.exists()
+        yield lambda: signalled.is_set() or (file is not None and file.exists())
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -38,7 +38,7 @@ def train_func(config: dict[str, Any]) -> dict[str, Any]:
     settings = _settings(config)
     folder = run_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
-    with wish_to_stop(folder / STOP_FILE) as wish:
+    with wish_to_stop(folder / STOP_FILE if own_rank() == 0 else None) as wish:
         try:
             return _train(settings, folder, wish)
         except Exception as error:

@@ -105,7 +105,7 @@ def test_too_few_rows_pass_through_and_are_told(settings: dict[str, Any], tmp_pa
     with pytest.raises(MeshError, match=r"3. rows .* fewer than one global batch of 200"):
         run(settings, dp=2, tp=1, name="run", batch_size_per_gpu=100)
     events, _ = read_lines(tmp_path / "run" / ".events.jsonl")
-    assert {event["event"] for event in events} == {"failed"} and {event["error"] for event in events} == {"ValueError"}
+    assert {(event["event"], event["error"]) for event in events} == {("failed", "TooFewRows")}
     assert "fewer than one global batch of 200" in events[0]["message"] and "loader.py" in events[0]["traceback"]
 
 

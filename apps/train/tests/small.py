@@ -144,6 +144,13 @@ class Rows:
         self.sampler.load_state_dict(state)
 
 
+class Stream(Rows):
+    """The same, but nobody has counted them."""
+
+    def __len__(self) -> int:
+        raise TypeError("a stream has no length")
+
+
 @dataclasses.dataclass(kw_only=True)
 class Bench:
     """One start of a run in `folder`: what it computed and what it left."""
@@ -179,7 +186,8 @@ def start(
     """Starts or resumes a run in `folder` as the worker does, and trains; a stop is asked for after step `stop_at`."""
     folder.mkdir(exist_ok=True)
     config = TrainConfig(**SETTINGS | settings)
-    engine, loader, reports = engine or SmallEngine(), Rows(rows, batch=config.batch_size_per_gpu), []
+    engine, reports = engine or SmallEngine(), []
+    loader = (Stream if config.streaming else Rows)(rows, batch=config.batch_size_per_gpu)
     checkpointer = Checkpointer(folder / "checkpoints", mesh=mesh, keep=config.keep_checkpoints)
     checkpoints = Checkpoints(
         checkpointer,

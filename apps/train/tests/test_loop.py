@@ -61,6 +61,45 @@ def test_leftover_micro_batches_make_no_step(tmp_path: Path, mesh: Mesh) -> None
     assert len(set(rows[:6])) == len(set(rows[6:])) == 6 and rows[:6] != rows[6:]
 
 
+def test_leftover_micro_batches_make_a_step_where_the_last_batch_is_padded(tmp_path: Path, mesh: Mesh) -> None:
+    """7 micro-batches and accumulation 2: 4 steps an epoch, the last of one micro-batch; every row is seen."""
+    bench = start(tmp_path / "run", mesh, rows=7, num_epochs=2, gradient_accumulation_steps=2, last_batch="pad")
+    assert [len(step) for step in bench.engine.seen] == [2, 2, 2, 1] * 2
+    assert sorted(row for step in bench.engine.seen[:4] for batch in step for row in batch) == list(range(7))
+    assert bench.finished and bench.steps_of("saved") == [4, 8]
+
+
+def test_an_epoch_of_a_stream_ends_when_the_stream_does(tmp_path: Path, mesh: Mesh) -> None:
+    """5 rows: epochs of 5 steps that nobody knew of before, up to max_steps; each is evaluated and saved at its end."""
+    bench = start(tmp_path / "run", mesh, rows=5, held_out=2, streaming=True, num_epochs=9, max_steps=12)
+    assert bench.finished and len(bench.engine.steps) == 12
+    assert bench.steps_of("epoch") == [5, 10]
+    assert bench.steps_of("evaluated") == bench.steps_of("saved") == [5, 10, 12]
+    assert bench.run.epoch == 2 and bench.run.epoch_step == 2
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 7])
+def test_a_stream_resumes_where_it_was(tmp_path: Path, mesh: Mesh, stop_at: int) -> None:
+    """Stopped in an epoch, at its last step (whose being the last nobody knows), and in the next one."""
+    settings = {"rows": 5, "streaming": True, "num_epochs": 9, "max_steps": 12}
+    whole = start(tmp_path / "whole", mesh, **settings)
+    first = start(tmp_path / "run", mesh, stop_at=stop_at, **settings)
+    assert not first.finished
+    second = start(tmp_path / "run", mesh, **settings)
+    assert second.finished and first.engine.steps + second.engine.steps == whole.engine.steps
+
+
+def test_a_stream_ends_with_its_last_epoch(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(tmp_path / "run", mesh, rows=5, streaming=True, num_epochs=2, max_steps=100)
+    assert bench.finished and len(bench.engine.steps) == 10 and bench.run.epoch == 2
+
+
+def test_a_stream_that_gives_nothing_warns(tmp_path: Path, mesh: Mesh) -> None:
+    with pytest.warns(UserWarning, match="epoch 0 has no step to do: none micro-batches"):
+        bench = start(tmp_path / "run", mesh, rows=3, batch_size_per_gpu=4, streaming=True, max_steps=5)
+    assert bench.finished and not bench.engine.steps
+
+
 def test_debug_steps_end_every_epoch(tmp_path: Path, mesh: Mesh) -> None:
     bench = start(tmp_path / "run", mesh, rows=10, num_epochs=3, debug_steps=2)
     assert len(bench.engine.steps) == 6 and bench.steps_of("saved") == [2, 4, 6]

@@ -46,3 +46,10 @@ def test_the_best_is_the_lowest_and_survives_a_nan() -> None:
     for loss in (5.0, 4.0, 6.0):
         run.add_evaluation(loss)
     assert (run.eval_loss, run.best_eval_loss, run.evaluated_at) == (6.0, 4.0, 4)
+
+
+def test_a_step_without_a_label_adds_nothing() -> None:
+    run = RunState()
+    run.add(stats(2.0, 10))
+    run.add(stats(math.nan, 0))
+    assert run.epoch_loss() == 2.0 and float(run.best_loss) == 2.0 and run.step == 2  # type: ignore[arg-type]

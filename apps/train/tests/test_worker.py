@@ -48,7 +48,11 @@ def lines(settings: dict[str, Any], name: str, figure: str = "loss") -> list[flo
 
 
 def test_a_mesh_computes_what_one_process_computes(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Shows tp ranks that see different rows, dp ranks that see the same, and tokens counted once per tp rank."""
+    """Shows tp ranks that see different rows, dp ranks that see the same, and tokens counted once per tp rank.
+
+    With SGD: AdamW divides by what is nearly zero and makes more of the last digit's noise with every step.
+    """
+    settings |= {"optimizer": "sgd", "learning_rate": 0.1}
     run(settings, dp=1, tp=1, name="one")
     summaries = run(settings, dp=2, tp=2, name="four")
     for figure in ("loss", "eval_loss"):
@@ -106,7 +110,7 @@ def test_too_few_rows_pass_through_and_are_told(settings: dict[str, Any], tmp_pa
         run(settings, dp=2, tp=1, name="run", batch_size_per_gpu=100)
     events, _ = read_lines(tmp_path / "run" / ".events.jsonl")
     assert {(event["event"], event["error"]) for event in events} == {("failed", "TooFewRows")}
-    assert "fewer than one global batch of 200" in events[0]["message"] and "loader.py" in events[0]["traceback"]
+    assert "fewer than one global batch of 200" in events[0]["message"] and "create.py" in events[0]["traceback"]
 
 
 def test_too_few_held_out_rows_are_a_warning_unless_evaluations_were_asked_for(

@@ -253,3 +253,15 @@ def no_batches(mesh: Mesh, config: Any) -> None:
 
 def test_a_step_without_batches_is_refused() -> None:
     run_on_mesh(no_batches, tiny_model("qwen2", dtype=torch.float32).config)
+
+
+def without_labels(mesh: Mesh, config: Any, folder: Path) -> tuple[float, float, bool]:
+    engine = AutoTPEngine(config=config, weights=folder, mesh=mesh, optimizer="sgd", learning_rate=1.0)
+    before = bits(engine.state())
+    stats = engine.train_step([BATCHES[0] | {"labels": torch.full_like(BATCHES[0]["labels"], -100)}])
+    return float(stats.tokens), float(stats.grad_norm), bits(engine.state()) == before
+
+
+def test_a_step_without_a_label_changes_nothing(tmp_path: Path) -> None:
+    """Shows a division by no tokens: one such batch would make every weight NaN."""
+    assert run_on_mesh(without_labels, save(tmp_path), tmp_path, dp=1, tp=2) == [(0.0, 0.0, True)] * 2

@@ -37,14 +37,15 @@ def make_word_tokenizer() -> Callable[..., str]:
 
 @pytest.fixture
 def make_loader(tmp_path: Path, words: str) -> Callable[..., Any]:
-    """`create_dataloader` over a text file of `rows` lines, where row i is `w<i> <eos> w<i>`."""
+    """`create_dataloader` over a text file of `rows` lines, where row i is `w<i> <eos> w<i>`, a row a document."""
     from tp2d_data import create_dataloader
 
     def make(rows: int, **options: Any) -> Any:
         path = tmp_path / f"corpus-{rows}.txt"
         if not path.exists():
             path.write_text("".join(f"w{i} <eos> w{i}\n" for i in range(rows)))
-        given = {"seq_length": 4, "batch_size_per_gpu": 2, "dp_rank": 0, "dp_size": 1, "dataset_percentage": 100}
+        sharding = {"batch_size_per_gpu": 2, "dp_rank": 0, "dp_size": 1}
+        given = {"seq_length": 4, "dataset_percentage": 100, "packing": "pad", **sharding}
         return create_dataloader(words, str(path), cache_dir=tmp_path / "cache", **(given | options))
 
     return make

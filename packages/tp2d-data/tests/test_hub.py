@@ -33,8 +33,11 @@ from tp2d_data.sources import Corpus, open_corpus
 def answer(options):
     if "tokenizer" in options:
         return {"ids": load_tokenizer(options["tokenizer"])("w0 w1")["input_ids"]}
-    documents = open_corpus(Corpus(dataset_percentage=100, **options))
-    return {"identity": documents.identity(), "texts": list(documents)}
+    start = options.pop("start", 0)
+    documents = open_corpus(Corpus(**({"dataset_percentage": 100} | options)))
+    records = list(documents.records(start))
+    texts = [record.values[0] for record in records]
+    return {"identity": documents.identity(), "texts": texts, "first": records[0].where if records else None}
 
 for options in json.loads(sys.argv[1]):
     begin = time.monotonic()
@@ -97,6 +100,7 @@ def hub(words):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.repositories = {
         "acme/toy": {"README.md": CARD, "one/train.parquet": parquet([f"text {i}" for i in range(5)])},
+        "acme/damaged": {"README.md": CARD, "one/train.parquet": parquet(["x" * 1000] * 5)[:-200] + b"?" * 200},
         "acme/words": {path.name: path.read_bytes() for path in Path(words).iterdir()},
     }
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -162,6 +166,31 @@ def test_reads_the_hub_and_then_its_cache_without_it(hub, tmp_path):
 
     told = ask(hub, tmp_path, TOY, WORDS, HF_HUB_OFFLINE="1")
     assert told[0]["identity"] == online[0]["identity"] and told[1]["ids"] == [2, 3]
+
+
+def test_streams_the_same_documents(hub, tmp_path):
+    """Under the identity of the dataset downloaded, so that what is tokenised of one serves the other."""
+    stream = TOY | {"streaming": True}
+    questions = stream, stream | {"start": 3}, stream | {"start": 9}, stream | {"dataset_percentage": 40}
+    others = stream | {"text_field": "body"}, stream | {"split": "test"}, TOY, stream | {"dataset_name": "acme/damaged"}
+    found = ask(hub, tmp_path, *questions, *others)
+    texts = [f"text {i}" for i in range(5)]
+    assert [answer.get("texts") for answer in found[:3]] == [texts, texts[3:], []]
+    assert found[1]["first"] == "acme/toy, row 4"
+    assert (
+        "streamed, and the hub does not say how many rows its split 'train' has; set dataset_perce" in found[3]["error"]
+    )
+    assert "has no field 'body'; it has text, label" in found[4]["error"]
+    assert found[5]["error"] == "dataset acme/toy has no split 'test'; it has train"
+    assert found[0]["identity"] == found[6]["identity"] and found[6]["texts"] == texts
+
+    assert found[7]["error"].startswith("dataset acme/damaged, streamed, after row 0: cannot be read (ArrowInvalid: ")
+
+    offline = ask(closed_port(), tmp_path, stream, stream | {"dataset_name": "acme/none"})
+    assert offline[0]["texts"] == texts and offline[0]["identity"] == found[0]["identity"]  # of what was downloaded
+    assert "cannot be reached; give a local path instead" in offline[1]["error"]
+    (nothing,) = ask(closed_port(), tmp_path / "empty", stream)
+    assert "cannot be reached; give a local path instead" in nothing["error"]
 
 
 def test_a_hub_that_never_answers_is_asked_once(silent, tmp_path):

@@ -20,7 +20,7 @@ def test_batches(make_loader):
     batches = list(loader)
     assert len(loader) == len(batches) == 2
     for batch in batches:
-        assert list(batch) == ["input_ids", "attention_mask", "labels"]
+        assert list(batch) == ["input_ids", "labels", "attention_mask"]
         assert all(tensor.shape == (2, 6) and tensor.dtype == torch.int64 for tensor in batch.values())
     row = first_words(batches)[0]
     word = row + 2
@@ -75,7 +75,8 @@ def test_saved_in_the_middle_and_resumed_on_other_ranks(make_loader):
             if number == 2:
                 break
     states = [json.dumps(loader.state_dict()) for loader in before]
-    assert states == ['{"epoch": 5, "samples": 24}'] * 2
+    position = json.loads(states[0])
+    assert states[0] == states[1] and (position["epoch"], position["samples"]) == (5, 24)
 
     after = [make_loader(40, dp_rank=rank, dp_size=4, batch_size_per_gpu=2) for rank in range(4)]
     for loader in after:
@@ -119,9 +120,9 @@ def test_too_few_rows(make_loader):
     with pytest.raises(ValueError) as raised:
         make_loader(7, batch_size_per_gpu=2, dp_size=4)
     assert str(raised.value).split(".txt, ", 1)[1] == (
-        "part train: 7 rows of at least 2 tokens (7 documents at dataset_percentage 100) are fewer than one "
+        "part train: 7 rows (7 documents at dataset_percentage 100) are fewer than one "
         "global batch of 8 = batch_size_per_gpu 2 x dp_size 4; "
-        "raise dataset_percentage, or lower batch_size_per_gpu or dp_size"
+        "raise dataset_percentage, or lower batch_size_per_gpu, dp_size or seq_length"
     )
     assert len(make_loader(8, batch_size_per_gpu=2, dp_size=4)) == 1
 
@@ -136,6 +137,11 @@ def test_too_few_rows(make_loader):
         ({"dataset_percentage": 0}, "dataset_percentage must be above 0 and at most 100, not 0"),
         ({"tokenizer_name": "./nowhere"}, "tokenizer ./nowhere: no such folder"),
         ({"text_field": "body"}, "has no field 'body'; it has text"),
+        ({"num_workers": -1}, "num_workers must be at least 0, not -1"),
+        ({"prefetch": 1.5}, "prefetch must be a whole number, not 1.5"),
+        ({"packing": "tight"}, "packing must be pad, concat, best_fit, not 'tight'"),
+        ({"dataset_weights": [1, 2]}, "dataset_weights has 2 numbers for 1 datasets; give one for each"),
+        ({"dataset_weights": [-1]}, "dataset_weights must be above 0, not -1"),
     ],
 )
 def test_refusals(make_loader, change, message):
@@ -161,10 +167,65 @@ def test_builtin_corpus_and_tokenizer(builtin_cache):
         for part in ("train", "eval")
     )
     assert train.vocab_size == VOCAB_SIZE
-    assert len(train) > 100 and 2 < len(held_out) < len(train) / 10
+    assert len(train) > 40 and 2 <= len(held_out) < len(train) / 10  # 55,000 tokens in batches of 4 x 2 x 128
     batch = next(iter(train))
     text = train.tokenizer.decode(batch["input_ids"][0][batch["labels"][0] != -100])
     assert len(text) > 5 and "<|endoftext|>" not in text
+
+
+def test_packed_rows_are_the_default(make_loader):
+    """Row i of the corpus has three tokens: four share a row of 12, each with positions of its own."""
+    loader = make_loader(8, seq_length=12, packing="best_fit", batch_size_per_gpu=1)
+    assert len(loader) == 2 and loader.statistics.padded_tokens == 0
+    batch = next(iter(loader))
+    assert batch["position_ids"].tolist() == [[0, 1, 2] * 4]
+    assert (batch["labels"].reshape(4, 3)[:, 0] == -100).all()
+    assert torch.equal(batch["labels"].reshape(4, 3)[:, 1:], batch["input_ids"].reshape(4, 3)[:, 1:])
+
+
+def test_a_tutorial_that_wants_a_mask_of_packed_rows_is_told_what_to_do(make_loader):
+    batch = next(iter(make_loader(8, packing="best_fit")))
+    with pytest.raises(KeyError, match="pass position_ids on and no mask, or use packing='pad'"):
+        batch["attention_mask"]
+
+
+def test_without_boundaries_documents_end_with_the_end_of_text_token(words, tmp_path):
+    (tmp_path / "plain.txt").write_text("w0 w1\nw2 w3\n")
+    loader = create_dataloader(
+        words,
+        str(tmp_path / "plain.txt"),
+        6,
+        1,
+        0,
+        1,
+        dataset_percentage=100,
+        respect_boundaries=False,
+        packing="concat",
+        cache_dir=tmp_path / "cache",
+    )
+    assert next(iter(loader))["input_ids"].tolist() == [[2, 3, 1, 4, 5, 1]]
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(0, 0), (1, 2), (3, 8)])
+def test_the_position_counts_batches_in_hand_whatever_is_prepared(make_loader, workers, prefetch):
+    loader = make_loader(40, num_workers=workers, prefetch=prefetch)
+    positions = [loader.state_dict()["samples"] for _ in islice(loader, 5)]
+    assert positions == [2, 4, 6, 8, 10]
+
+
+def test_a_padded_last_batch_counts_every_document_once(make_loader):
+    """5 rows in batches of 4 over two ranks: the second batch is one row and three that have no label."""
+    ranks = [make_loader(5, dp_rank=rank, dp_size=2, last_batch="pad") for rank in range(2)]
+    batches = [batch for rank in ranks for batch in rank]
+    assert sum(int((batch["labels"] != -100).sum()) for batch in batches) == 5 * 3
+    assert len(batches) == 4
+
+
+def test_a_position_of_other_data_is_refused(make_loader):
+    state = make_loader(8).state_dict()
+    for other in (make_loader(9), make_loader(8, seq_length=5), make_loader(8, seed=1)):
+        with pytest.raises(ValueError, match="the data position belongs to other rows"):
+            other.load_state_dict(state)
 
 
 def test_real_text_as_the_tutorials_have_it(tmp_path):
@@ -181,7 +242,15 @@ def test_real_text_as_the_tutorials_have_it(tmp_path):
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
     (tmp_path / "bpe" / "tokenizer_config.json").write_text(json.dumps(settings))
     loader = create_dataloader(
-        str(tmp_path / "bpe"), str(WIKITEXT), 512, 1, 0, 2, dataset_percentage=100, cache_dir=tmp_path / "cache"
+        str(tmp_path / "bpe"),
+        str(WIKITEXT),
+        512,
+        1,
+        0,
+        2,
+        dataset_percentage=100,
+        packing="pad",
+        cache_dir=tmp_path / "cache",
     )
     assert loader.statistics.documents == 3760
     assert loader.statistics.rows == 2461

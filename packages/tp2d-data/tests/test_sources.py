@@ -8,7 +8,8 @@ from tp2d_data.sources import Corpus, open_corpus
 
 
 def documents(name, **options):
-    return list(open_corpus(Corpus(dataset_name=str(name), **({"dataset_percentage": 100} | options))))
+    corpus = open_corpus(Corpus(dataset_name=str(name), **({"dataset_percentage": 100} | options)))
+    return [record.values[0] for record in corpus]
 
 
 @pytest.fixture
@@ -118,3 +119,49 @@ def test_check_is_quick(tmp_path):
     check_source(str(tmp_path / "large.txt"), dataset_percentage=50)
     check_source("builtin:stdlib", part="eval")
     assert time.process_time() - begin < 2
+
+
+def test_begins_at_any_record(lines):
+    """`numbered(n + 1)` goes on after record n, with a percentage and a holdout as without."""
+    for options in ({}, {"holdout": 0.2}, {"part": "eval", "holdout": 0.2}):
+        for percentage in (100, 33):
+            corpus = Corpus(dataset_name=str(lines), dataset_percentage=percentage, **options)
+            found = open_corpus(corpus)
+            whole = list(found.numbered())
+            assert [record for _, record in whole] == list(found)
+            assert all(record.where == f"{lines}, line {number + 1}" for number, record in whole)
+            for start in (0, 1, 50, 66, 199, 200, 500):
+                rest = [pair for pair in whole if pair[0] >= start]
+                assert list(found.numbered(start)) == rest
+                assert list(found.records(start)) == [record for _, record in rest]
+
+
+def test_fields_of_other_tasks(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"q": "why", "a": "so", "chat": []}) + "\n")
+    task = {"loss_on": "completion", "prompt_field": "q", "completion_field": "a"}
+    corpus = Corpus(dataset_name=str(path), dataset_percentage=100, **task)
+    assert [record.values for record in open_corpus(corpus)] == [("why", "so")]
+    check_source(str(path), loss_on="assistant", messages_field="chat")
+    with pytest.raises(ValueError, match="has no field 'messages'; it has q, a, chat: choose one with text_field, "):
+        check_source(str(path), loss_on="assistant")
+    with pytest.raises(ValueError, match="loss_on must be all, completion or assistant, not 'x'"):
+        check_source(str(path), loss_on="x")
+    identities = {
+        json.dumps(open_corpus(Corpus(dataset_name=str(path), **options)).identity())
+        for options in (task, {"loss_on": "assistant", "messages_field": "chat"}, {"text_field": "chat"})
+    }
+    assert len(identities) == 3
+
+
+def test_holdout_of_chats_is_by_their_content(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    chats = [[{"role": "user", "content": f"question {i}"}] for i in range(200)]
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    options = {"holdout": 0.2, "loss_on": "assistant"}
+    train, held_out = (documents(path, part=part, **options) for part in ("train", "eval"))
+    assert 20 < len(held_out) < 60 and sorted(train + held_out, key=str) == sorted(chats, key=str)
+
+
+def test_local_files_stream_as_they_are(lines):
+    assert documents(lines, streaming=True, dataset_percentage=10) == documents(lines, dataset_percentage=10)

@@ -33,7 +33,9 @@ except ValueError:
 def test_splits_hold_every_document_once(builtin_cache):
     """The cached splits are the documents in their order, and which side one is on follows from its content."""
     source = StdlibSource(builtin_cache)
-    train, validation = (list(source.texts(split, "text")) for split in ("train", "validation"))
+    train, validation = (
+        [record.values[0] for record in source.records(split, ("text",))] for split in ("train", "validation")
+    )
     assert not any(is_held_out(text, VALIDATION_SHARE) for text in train)
     assert all(is_held_out(text, VALIDATION_SHARE) for text in validation)
     beginning = [text for text in islice(stdlib_documents(), 300) if not is_held_out(text, VALIDATION_SHARE)]
@@ -52,4 +54,4 @@ def test_reads_as_the_same_on_every_start(builtin_cache):
 
 def test_refuses_another_field():
     with pytest.raises(ValueError, match="builtin:stdlib has no field 'body'; it has text"):
-        StdlibSource().check("train", "body")
+        StdlibSource().check("train", ("body",))

@@ -88,3 +88,25 @@ def test_does_not_run_code_that_is_not_trusted(make_word_tokenizer, tmp_path):
     path.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_tokenizer(folder)
+
+
+def test_encode_without_special_tokens(words):
+    from tokenizers import processors
+
+    tokenizer = load_tokenizer(words)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", 1)]
+    )
+    assert encode(tokenizer, ["w0 w1"], add_special_tokens=False) == [[2, 3]]
+    assert encode(tokenizer, []) == []
+
+
+def test_identity_holds_what_a_record_is_made_with(words):
+    """The chat template and the end-of-text token are no part of the vocabulary, and decide on tokens all the same."""
+    identities = set()
+    for change in ({}, {"chat_template": "a"}, {"chat_template": "b"}, {"eos_token": "w1"}):
+        tokenizer = load_tokenizer(words)
+        for name, value in change.items():
+            setattr(tokenizer, name, value)
+        identities.add(tokenizer_identity(tokenizer))
+    assert len(identities) == 4

@@ -177,3 +177,17 @@ def test_compiled_layers_train_to_the_same_losses() -> None:
     plain = run_on_mesh(losses, config, {}, tp=2)[0]
     for found in run_on_mesh(losses, config, {"compile": True}, tp=2, timeout=240.0):
         assert max(abs(a - b) for a, b in zip(found, plain, strict=True)) < 1e-5
+
+
+def without_labels(mesh: Mesh, config: Any) -> tuple[float, float, bool]:
+    engine = FSDP2Engine(config=config, weights=None, mesh=mesh, optimizer="sgd", learning_rate=1.0)
+    before = {name: p.detach().to_local().clone() for name, p in engine.parameters.items()}
+    rows = BATCHES[0] | {"labels": torch.full_like(BATCHES[0]["labels"], -100)}
+    stats = engine.train_step([rows])
+    same = all(torch.equal(before[name], p.detach().to_local()) for name, p in engine.parameters.items())
+    return float(stats.tokens), float(stats.grad_norm), same
+
+
+def test_a_step_without_a_label_changes_nothing() -> None:
+    """Shows a division by no tokens: one such batch would make every weight NaN."""
+    assert run_on_mesh(without_labels, config_of("llama"), dp=1, tp=2) == [(0.0, 0.0, True)] * 2

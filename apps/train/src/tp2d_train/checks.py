@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tp2d_train.models import ResolvedModel
 
-PATH_FIELDS = ("model_name", "tokenizer_name", "dataset_name", "deepspeed_config")
+PATH_FIELDS = ("model_name", "tokenizer_name", "deepspeed_config")
 
 
 def check(config: TrainConfig) -> Run:
@@ -52,9 +52,14 @@ def check(config: TrainConfig) -> Run:
 def absolute_paths(config: TrainConfig) -> TrainConfig:
     """The configuration with the names of existing local files and folders made absolute: workers run elsewhere."""
     given = {name: getattr(config, name) for name in PATH_FIELDS}
-    paths = {name: Path(value).expanduser() for name, value in given.items() if value}
-    absolute: dict[str, Any] = {name: os.path.abspath(path) for name, path in paths.items() if path.exists()}  # noqa: PTH100
-    return dataclasses.replace(config, **absolute)
+    absolute: dict[str, Any] = {name: _absolute(value) for name, value in given.items() if value}
+    datasets = ",".join(map(_absolute, config.dataset_names))
+    return dataclasses.replace(config, **absolute, dataset_name=datasets)
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if path.exists() else name  # noqa: PTH100
 
 
 def check_positions(config: TrainConfig, model: "PretrainedConfig") -> None:
@@ -71,6 +76,7 @@ def check_model(config: TrainConfig, model: "PretrainedConfig") -> None:
     """Refuses what the engine cannot split over `tp_size` ranks, on a model without memory."""
     import torch
     from tp2d_mesh import plan_model
+    from tp2d_mesh.packed import check_packed
     from transformers import AutoModelForCausalLM
 
     options = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
@@ -86,6 +92,8 @@ def check_model(config: TrainConfig, model: "PretrainedConfig") -> None:
         check_autotp(skeleton, tp=config.tp_size)
     else:
         plan_model(skeleton, tp=config.tp_size)
+    if config.packing != "pad" and config.respect_boundaries:
+        check_packed(model, attention=skeleton.config._attn_implementation or "eager", seq_length=config.seq_length)
 
 
 def deepspeed_options(config: TrainConfig) -> dict[str, Any]:
@@ -129,16 +137,30 @@ def check_deepspeed(config: TrainConfig, *, device: str) -> None:
 
 def check_data(config: TrainConfig) -> None:
     """Refuses a dataset that is not there, has no such configuration, split or field, or holds nothing."""
-    from tp2d_data import check_source
+    from tp2d_data import check_source, check_weights
 
-    check_source(
-        config.dataset_name,
-        dataset_config=config.dataset_config,
-        split=config.split,
-        text_field=config.text_field,
-        dataset_percentage=config.dataset_percentage,
-        holdout=config.holdout_percentage / 100,
-    )
+    check_weights(config.weights, len(config.dataset_names), streaming=config.streaming)
+    for name in config.dataset_names:
+        check_source(
+            name,
+            dataset_percentage=config.dataset_percentage,
+            streaming=config.streaming,
+            **source_options(config),
+        )
+
+
+def source_options(config: TrainConfig) -> dict[str, Any]:
+    """What the data package takes to find a dataset's documents and read them."""
+    return {
+        "dataset_config": config.dataset_config,
+        "split": config.split,
+        "loss_on": config.loss_on,
+        "text_field": config.text_field,
+        "prompt_field": config.prompt_field,
+        "completion_field": config.completion_field,
+        "messages_field": config.messages_field,
+        "holdout": config.holdout_percentage / 100,
+    }
 
 
 def check_tokenizer(config: TrainConfig, model: "ResolvedModel") -> None:

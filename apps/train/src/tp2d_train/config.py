@@ -58,12 +58,22 @@ class TrainConfig:
     # data
     dataset_name: str = option(
         "builtin:stdlib",
-        "hub name, folder or file (txt, jsonl, json, parquet, arrow), builtin:stdlib",
+        "hub name, folder, file (txt, jsonl, json, parquet, arrow), builtin:stdlib; several: a,b",
         fixed=True,
     )
+    dataset_weights: str | None = option(None, "of several datasets: shares of an epoch, such as 0.7,0.3", fixed=True)
     dataset_config: str | None = option(None, "configuration of a hub dataset, e.g. wikitext-2-raw-v1", fixed=True)
     split: str = option("train", "split of the dataset to train on", fixed=True)
+    loss_on: str = option(
+        "all",
+        "what is learnt: all of a text, the completion of a prompt, what the assistant says in a chat",
+        fixed=True,
+        choices=("all", "completion", "assistant"),
+    )
     text_field: str = option("text", "field of a record that holds the text", fixed=True)
+    prompt_field: str = option("prompt", "with loss_on completion: field of the prompt", fixed=True)
+    completion_field: str = option("completion", "with loss_on completion: field of the completion", fixed=True)
+    messages_field: str = option("messages", "with loss_on assistant: field of the list of messages", fixed=True)
     dataset_percentage: float = chosen(10.0, "percentage of the documents to use", builtin=50.0, above=0, most=100)
     holdout_percentage: float = option(
         1.0,
@@ -73,6 +83,28 @@ class TrainConfig:
         most=50,
     )
     seq_length: int = chosen(512, "tokens in a row", builtin=64, least=2)
+    packing: str = option(
+        "best_fit",
+        "how documents fill rows: best_fit (whole where they fit), concat (joined and cut), pad (one a row)",
+        fixed=True,
+        choices=("best_fit", "concat", "pad"),
+    )
+    respect_boundaries: bool = option(True, "packed documents see only themselves", fixed=True)
+    append_eos: bool | None = option(
+        None, "end every document with the end-of-text token; none: if boundaries are not respected", fixed=True
+    )
+    last_batch: str = option(
+        "drop",
+        "rows that do not fill a step: drop them, or pad with rows that count nothing",
+        fixed=True,
+        choices=("drop", "pad"),
+    )
+    streaming: bool = option(
+        False, "tokenise while training, for data larger than the disk; needs max_steps", fixed=True
+    )
+    block_tokens: int = option(
+        1 << 24, "streaming: tokens that are tokenised and shuffled together", fixed=True, least=1
+    )
     # mesh and engine
     engine: str = option("fsdp2", "what runs the parallelism", fixed=True, choices=ENGINES)
     tp_size: int = option(2, "ranks that share a layer (tensor parallel), inside a node", least=1)
@@ -136,11 +168,30 @@ class TrainConfig:
             self._set(field.name, _checked(field, getattr(self, field.name)))
         self._derive_mesh()
         self._derive_batch()
+        if self.streaming and self.max_steps is None:
+            raise ValueError("streaming needs max_steps: nobody knows how long a stream's epoch is")
 
     @property
     def is_builtin(self) -> bool:
         """Whether the model is one of ours, which has no trained weights and so starts from the seed."""
         return str(self.model_name).startswith("builtin:")
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """The datasets that `dataset_name` names; a comma in the path of one that exists parts nothing."""
+        if Path(self.dataset_name).expanduser().exists():
+            return [self.dataset_name]
+        return [name.strip() for name in self.dataset_name.split(",")]
+
+    @property
+    def weights(self) -> list[float] | None:
+        """The numbers of `dataset_weights`, one for each dataset; None where it is not given."""
+        if self.dataset_weights is None:
+            return None
+        try:
+            return [float(number) for number in self.dataset_weights.split(",")]
+        except ValueError:
+            raise ValueError(f"dataset_weights must be numbers such as 0.7,0.3, not {self.dataset_weights!r}") from None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name, what `TrainConfig(**...)`, YAML and Ray's `train_loop_config` take."""

@@ -2,7 +2,8 @@
 
 An optimizer step takes `gradient_accumulation_steps` micro-batches. An epoch is `len(loader) // accumulation` steps:
 its last micro-batches that do not fill a step are left out, so that every step has the same global batch (the order is
-another one every epoch, and so are the rows left out). All decisions depend on numbers that are equal on all ranks.
+another one every epoch, and so are the rows left out); with `last_batch` pad they make one more step. An epoch of a
+stream ends when the stream does. All decisions depend on numbers that are equal on all ranks.
 """
 
 import warnings
@@ -96,30 +97,53 @@ class Loop:
 
     def _last_step(self) -> int:
         """The step at which the run will end: the horizon of the schedule, later where a run is prolonged."""
-        epochs, limit = self._config.num_epochs - self._run.epoch, self._config.max_steps
-        total = self._run.step + max(0, epochs * self._epoch_steps - self._run.epoch_step)
+        epochs, limit, steps = self._config.num_epochs - self._run.epoch, self._config.max_steps, self._epoch_steps
+        if steps is None:
+            assert limit is not None  # the configuration asks for it
+            return max(limit, self._run.step)
+        total = self._run.step + max(0, epochs * steps - self._run.epoch_step)
         return total if limit is None else min(total, limit)
 
     @property
-    def _epoch_steps(self) -> int:
-        steps = len(self._loader) // self._config.gradient_accumulation_steps
-        return min(steps, self._config.debug_steps or steps)
+    def _epoch_steps(self) -> int | None:
+        """Steps of a whole epoch; None for a stream, which ends when it ends."""
+        config = self._config
+        if config.streaming:
+            return config.debug_steps or None
+        fill = config.gradient_accumulation_steps - 1 if config.last_batch == "pad" else 0
+        steps = (len(self._loader) + fill) // config.gradient_accumulation_steps
+        return min(steps, config.debug_steps or steps)
+
+    def _steps_left(self) -> int:
+        """Steps to do in this epoch, as far as that is known."""
+        left, steps = self._run.total_steps - self._run.step, self._epoch_steps
+        return left if steps is None else min(left, steps - self._run.epoch_step)
 
     def _epoch(self) -> bool:
         """Trains what is left of an epoch; returns whether somebody wished to stop."""
         self._loader.sampler.set_epoch(self._run.epoch)
-        left = min(self._epoch_steps - self._run.epoch_step, self._run.total_steps - self._run.step)
-        if left <= 0:
-            self._skip_epoch()
-            return False
-        batches, stopped = iter(self._loader), False
-        while left and not stopped:
-            self._step(list(islice(batches, self._config.gradient_accumulation_steps)))
+        left, batches = self._steps_left(), iter(self._loader)
+        stopped = False
+        while left > 0 and not stopped:
+            if not self._try_step(batches):
+                break
             left, stopped = left - 1, self._vote.requested()
             if left and not stopped:
                 self._between_steps()
-        self._leave_epoch(evaluate=not left)
+        if not self._run.epoch_step:
+            self._skip_epoch()
+        else:
+            self._leave_epoch(ended=not stopped or left <= 0)
         return stopped
+
+    def _try_step(self, batches: Iterator[Batch]) -> bool:
+        """Makes the next step; returns False where the epoch has no more micro-batches for one."""
+        wanted = self._config.gradient_accumulation_steps
+        micro_batches = list(islice(batches, wanted))
+        if not micro_batches or (len(micro_batches) < wanted and self._config.last_batch == "drop"):
+            return False
+        self._step(micro_batches)
+        return True
 
     def _step(self, micro_batches: Sequence[Batch]) -> None:
         config, run = self._config, self._run
@@ -147,19 +171,26 @@ class Loop:
         if self._due(self._config.save_interval_steps):
             self._save(self._figures())
 
-    def _leave_epoch(self, *, evaluate: bool) -> None:
+    def _leave_epoch(self, *, ended: bool) -> None:
         """Evaluates and saves; if all steps of the epoch are done, what is saved is the beginning of the next."""
-        if evaluate:
+        if ended and self._run.evaluated_at != self._run.step:
             self._evaluate()
         figures = self._figures()
-        if self._run.epoch_step >= self._epoch_steps:
+        if ended and self._is_whole:
             self._event("epoch", num_epochs=self._config.num_epochs, loss=figures["loss"])
             self._run.end_epoch()
         self._save(figures)
 
+    @property
+    def _is_whole(self) -> bool:
+        """Whether an epoch in which no more steps can be done is done; else the run's last step came first."""
+        steps = self._epoch_steps
+        return self._run.step < self._run.total_steps if steps is None else self._run.epoch_step >= steps
+
     def _skip_epoch(self) -> None:
+        found = "none" if self._config.streaming else len(self._loader)
         message = (
-            f"epoch {self._run.epoch} has no step to do: {len(self._loader)} micro-batches for "
+            f"epoch {self._run.epoch} has no step to do: {found} micro-batches for "
             f"gradient_accumulation_steps {self._config.gradient_accumulation_steps}; nothing is saved for it"
         )
         warnings.warn(message, stacklevel=2)

@@ -100,13 +100,14 @@ def command_line(settings: dict[str, Any]) -> str:
     """The options that give these settings, e.g. `--tp-size 2 --no-compile`, quoted for a shell."""
     import shlex
 
+    switches = {field.name: allowed_types(field) == (bool,) for field in option_fields()}
     words = []
     for name, value in settings.items():
         flag = name.replace("_", "-")
-        if isinstance(value, bool):
+        if isinstance(value, bool) and switches[name]:
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            text = json.dumps(value) if isinstance(value, dict) else "none" if value is None else str(value)
+            text = json.dumps(value) if isinstance(value, dict | bool) else "none" if value is None else str(value)
             words.append(f"--{flag} {shlex.quote(text)}")
     return " ".join(words)
 
@@ -117,7 +118,7 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", 
 def _add_option(parser: Parser, field: dataclasses.Field) -> None:
     flags = [f"--{field.name.replace('_', '-')}"]
     text = f"{field.metadata['help']}{_default_text(field)}".replace("%", "%%")
-    if bool in allowed_types(field):
+    if allowed_types(field) == (bool,):
         parser.add_argument(*flags, dest=field.name, action=argparse.BooleanOptionalAction, help=text)
         return
     if field.name == "batch_size_per_gpu":

@@ -5,10 +5,12 @@ seeds the random state, is the last to touch it.
 """
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +19,7 @@ from tp2d_mesh import Layout, Mesh, build_mesh
 from tp2d_mesh.devices import peak_flops, resolve_precision
 from tp2d_mesh.placement import check_tp_groups, rank_table
 
-from tp2d_train.checks import check_positions, deepspeed_options
+from tp2d_train.checks import check_positions, deepspeed_options, source_options
 from tp2d_train.config import TrainConfig
 from tp2d_train.engines import Engine, create_engine
 from tp2d_train.meter import Hardware, flops_per_token
@@ -53,8 +55,13 @@ class Parts:
     hardware: Hardware
 
 
-def build(config: TrainConfig, *, device: torch.device) -> Parts:
+def build(config: TrainConfig, *, device: torch.device, progress: Callable[[str], None]) -> Parts:
     """Builds everything; a collective.
+
+    Args:
+        config: the settings.
+        device: where this rank computes.
+        progress: is told, by the rank that tokenises, how far it is.
 
     Raises:
         ValueError: the placement, the model or the data cannot work.
@@ -66,9 +73,10 @@ def build(config: TrainConfig, *, device: torch.device) -> Parts:
         config.model_name, from_scratch=config.from_scratch, trust_remote_code=config.trust_remote_code
     )
     check_positions(config, model.config)
-    loader = _load(config, mesh, model, part="train")
+    load = partial(_load, config, mesh, model, progress=progress)
+    loader = load(part="train", last_batch=config.last_batch, streaming=config.streaming)
     check_vocabulary(loader.vocab_size, model.config)
-    held_out, warnings = _load_held_out(config, mesh, model)
+    held_out, warnings = _load_held_out(config, load)
     engine = _build_engine(config, mesh, model, precision=precision)
     parameters = sum(prod(t.global_shape) for t in engine.state().values() if t.name.startswith("model."))
     return Parts(
@@ -121,38 +129,43 @@ def _join(config: TrainConfig, device: torch.device) -> Mesh:
     return build_mesh(layout, device=device, timeout=timedelta(seconds=config.timeout_s))
 
 
-def _load_held_out(config: TrainConfig, mesh: Mesh, model: ResolvedModel) -> tuple[Loader | None, tuple[str, ...]]:
-    """The batches to evaluate on. Where the data give none, a run that did not ask for evaluations goes without, and
-    says so; one that set `eval_interval_steps` is refused.
+def _load_held_out(config: TrainConfig, load: Callable[..., Loader]) -> tuple[Loader | None, tuple[str, ...]]:
+    """The batches to evaluate on, all of them: the last one is filled up. Where the data give none, a run that did not
+    ask for evaluations goes without, and says so; one that set `eval_interval_steps` is refused.
     """
     if not config.holdout_percentage:
         return None, ()
     try:
-        return _load(config, mesh, model, part="eval"), ()
+        return load(part="eval", last_batch="pad"), ()
     except TooFewRows as error:
         if config.eval_interval_steps is not None:
             raise ValueError(f"{error}; or leave out eval_interval_steps") from None
         return None, (f"no evaluation, {error}",)
 
 
-def _load(config: TrainConfig, mesh: Mesh, model: ResolvedModel, *, part: Literal["train", "eval"]) -> Loader:
+def _load(config: TrainConfig, mesh: Mesh, model: ResolvedModel, **options: Any) -> Loader:
     return create_dataloader(
         config.model_name,
-        config.dataset_name,
+        config.dataset_names,
         config.seq_length,
         config.batch_size_per_gpu,
         mesh.dp_rank,
         mesh.layout.dp,
         seed=config.seed,
         dataset_percentage=config.dataset_percentage,
+        dataset_weights=config.weights if options["part"] == "train" else None,
         tokenizer_name=config.tokenizer_name or model.tokenizer_name,
-        dataset_config=config.dataset_config,
-        split=config.split,
-        text_field=config.text_field,
-        part=part,
-        holdout=config.holdout_percentage / 100,
+        device=mesh.device,
         trust_remote_code=config.trust_remote_code,
+        **source_options(config),
+        **_row_options(config),
+        **options,
     )
+
+
+def _row_options(config: TrainConfig) -> dict[str, Any]:
+    names = ("packing", "respect_boundaries", "append_eos", "block_tokens")
+    return {name: getattr(config, name) for name in names}
 
 
 def _build_engine(config: TrainConfig, mesh: Mesh, model: ResolvedModel, *, precision: str) -> Engine:

@@ -151,6 +151,8 @@ def describe(event: Mapping[str, Any]) -> str | None:
                 f"{event['places']}\n{event['engine']} on {event['mesh']}, {event['device']}, {event['precision']}: "
                 f"{event['parameters']:,} parameters, {event['total_steps'] - event['step']:,} steps to go"
             )
+        case "data":
+            return str(event["message"])
         case "step":
             return at + _figures(event)
         case "evaluated":

@@ -51,7 +51,8 @@ class RunState:
         self.epoch_step += 1
         self.tokens = self.tokens + stats.tokens
         self.epoch_tokens = self.epoch_tokens + stats.tokens
-        self.epoch_loss_sum = self.epoch_loss_sum + loss * stats.tokens
+        # A step without a label has no mean loss, and adds nothing.
+        self.epoch_loss_sum = self.epoch_loss_sum + torch.where(stats.tokens > 0, loss * stats.tokens, 0.0)
         self.last_loss = loss
         best = loss if self.best_loss is None else torch.as_tensor(self.best_loss, dtype=loss.dtype, device=loss.device)
         self.best_loss = torch.fmin(loss, best)
@@ -63,7 +64,7 @@ class RunState:
 
     def epoch_loss(self) -> float | None:
         """The mean loss over this epoch's tokens so far, None before the first step; waits for the device."""
-        return float(self.epoch_loss_sum) / float(self.epoch_tokens) if self.epoch_step else None
+        return float(self.epoch_loss_sum) / float(self.epoch_tokens) if self.epoch_step and self.epoch_tokens else None
 
     def end_epoch(self) -> None:
         """Goes on to the next epoch; one without a step leaves no mean loss."""

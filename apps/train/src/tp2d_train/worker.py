@@ -55,7 +55,7 @@ def _settings(config: Mapping[str, Any]) -> TrainConfig:
 def _train(config: TrainConfig, folder: Path, wish: Callable[[], bool]) -> dict[str, Any]:
     device = own_device(config.device)
     clock = Clock(device)
-    parts = build(config, device=device)
+    parts = build(config, device=device, progress=lambda text: EventLog(folder).write("data", message=text))
     checkpoints = run_checkpoints(config, folder, mesh=parts.mesh, engine=parts.engine, loader=parts.loader)
     run, seconds, info = checkpoints.restore()
     clock.carry_over(seconds)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from tp2d_mesh import Mesh, NamedTensor, Plan, plan_model
 from tp2d_mesh.engine import StepStats
 from tp2d_mesh.loss import count_tokens, token_loss_sum
+from tp2d_mesh.packed import ModelBatch, model_batch
 from tp2d_mesh.weights import build_skeleton, initialize_weights, load_weights
 
 from tp2d_autotp import runtime
@@ -152,14 +153,18 @@ class AutoTPEngine:
         """One optimizer step on this dp rank's micro-batches; collective, every rank with equally many.
 
         Args:
-            micro_batches: dicts of ``(batch, seq)`` int64 ``input_ids`` and ``labels``, right padded.
+            micro_batches: dicts of ``(batch, seq)`` int64 ``input_ids`` and ``labels``, right padded or, with
+                ``position_ids`` that restart at 0 with each document, packed.
+
+        Raises:
+            ValueError: no micro-batch, or packed rows for what was not proven exact; see `tp2d_mesh.check_packed`.
         """
         if not micro_batches:
             raise ValueError("train_step needs at least one micro-batch.")
         self._take_back()
         self.zero.train()
         batches = [self._to_device(batch) for batch in micro_batches]
-        tokens = torch.stack([count_tokens(batch["labels"]) for batch in batches]).sum()
+        tokens = torch.stack([count_tokens(batch.labels) for batch in batches]).sum()
         dist.all_reduce(tokens, group=self.mesh.dp_group)
         loss_sum = self._accumulate(batches, tokens)
         dist.all_reduce(loss_sum, group=self.mesh.dp_group)
@@ -167,34 +172,38 @@ class AutoTPEngine:
         norm = torch.as_tensor(self.zero.optimizer._global_grad_norm, dtype=torch.float32, device=self.mesh.device)
         return StepStats(loss=loss_sum / tokens, grad_norm=norm, tokens=tokens)
 
-    def _accumulate(self, batches: Sequence[Batch], tokens: torch.Tensor) -> torch.Tensor:
+    def _accumulate(self, batches: Sequence[ModelBatch], tokens: torch.Tensor) -> torch.Tensor:
         """Backward of every micro-batch; returns this dp rank's summed loss."""
         losses = []
         for i, batch in enumerate(batches):
             self.zero.set_gradient_accumulation_boundary(i == len(batches) - 1)
             loss = self._loss_sum(self.zero, batch)
-            self.zero.backward(loss / tokens, scale_wrt_gas=False)
+            # A step without a label has a zero gradient.
+            self.zero.backward(loss / tokens.clamp(min=1), scale_wrt_gas=False)
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss summed over every rank's batch and the number of tokens it was summed over; collective."""
+        """The loss summed over every rank's batch and the number of tokens it was summed over; collective.
+
+        Args:
+            batch: as one of `train_step`.
+        """
         self._take_back()
         self.zero.eval()
         on_device = self._to_device(batch)
-        tokens = count_tokens(on_device["labels"])
+        tokens = count_tokens(on_device.labels)
         numbers = torch.stack([self._loss_sum(self.model, on_device).double(), tokens.double()])
         dist.all_reduce(numbers, group=self.mesh.dp_group)
         return numbers[0], numbers[1].long()
 
-    def _to_device(self, batch: Batch) -> dict[str, torch.Tensor]:
-        # Padding is on the right and attention causal, so no real token sees it: the mask would only cost time.
-        return {key: batch[key].to(self.mesh.device, non_blocking=True) for key in ("input_ids", "labels")}
+    def _to_device(self, batch: Batch) -> ModelBatch:
+        return model_batch(batch, config=self.model.config, device=self.mesh.device)
 
-    def _loss_sum(self, model: Any, batch: Batch) -> torch.Tensor:
-        logits = model(input_ids=batch["input_ids"], use_cache=False).logits
-        return token_loss_sum(logits, batch["labels"], rows=self._vocabulary_rows(), group=self.mesh.tp_group)
+    def _loss_sum(self, model: Any, batch: ModelBatch) -> torch.Tensor:
+        logits = batch.logits(model)
+        return token_loss_sum(logits, batch.labels, rows=self._vocabulary_rows(), group=self.mesh.tp_group)
 
     def _vocabulary_rows(self) -> tuple[int, int]:
         """What this rank holds of the output embedding; DeepSpeed cuts uneven vocabularies by a rule of its own."""

@@ -2,9 +2,11 @@
 
 from importlib.metadata import version
 
+from tp2d_data.create import TooFewRows, check_weights, create_dataloader
 from tp2d_data.hub import hub_reachable
 from tp2d_data.labels import causal_labels
-from tp2d_data.loader import Loader, Statistics, TooFewRows, create_dataloader
+from tp2d_data.loader import Loader
+from tp2d_data.rows import Statistics
 from tp2d_data.sampler import order
 from tp2d_data.sources import check_source
 from tp2d_data.tokenizer import load_tokenizer
@@ -18,6 +20,7 @@ __all__ = [
     "__version__",
     "causal_labels",
     "check_source",
+    "check_weights",
     "create_dataloader",
     "hub_reachable",
     "load_tokenizer",

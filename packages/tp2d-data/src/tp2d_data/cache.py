@@ -1,112 +1,222 @@
 """Tokenised documents on disk, memory-mapped: written once per machine, read by every rank, held in memory by none.
 
-`tokens.bin` has the ids of all rows one after the other, `offsets.bin` where each row begins (and last, where the
-last one ends), `meta.json` the counts. A row is a whole document: it is cut to a length only when a batch is made,
-so that one cache serves every sequence length.
+`tokens.bin` has the ids of all documents one after the other, `offsets.bin` where each begins (and last, where the last
+one ends), `trained.bin` a byte for each token that says whether it is a label (only where not all are), `meta.json` the
+counts. Nothing here depends on the rows' length, so that one cache serves every length and every way of packing.
 """
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tp2d_data.ahead import ahead
+from tp2d_data.examples import Tokenised, tokenise
+from tp2d_data.records import Record
 from tp2d_data.sources import Documents
 from tp2d_data.storage import cache_root, digest, publish
-from tp2d_data.tokenizer import encode, highest_id, tokenizer_identity
+from tp2d_data.tokenizer import highest_id, tokenizer_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-MIN_TOKENS = 2  # a row of one token predicts nothing
-_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 1024, 4_000_000
+FORMAT = 2
+Numbered = tuple[int, Record]
+Progress = Callable[[str], None]
+_BATCH_RECORDS, _BATCH_CHARACTERS = 1024, 1_000_000
+_PROGRESS_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Tokenised rows: row i is `tokens[offsets[i]:offsets[i + 1]]`, its length at least 2."""
+class Tokens:
+    """Tokenised documents: document i is `ids[offsets[i]:offsets[i + 1]]`, at least 2 tokens."""
 
-    tokens: NDArray[np.unsignedinteger]  # (tokens,), memory-mapped
-    offsets: NDArray[np.int64]  # (rows + 1,), memory-mapped
-    documents: int  # read, including those dropped for having fewer than two tokens
+    ids: NDArray[np.unsignedinteger]  # (tokens,), memory-mapped
+    offsets: NDArray[np.int64]  # (documents + 1,), memory-mapped
+    trained: NDArray[np.uint8] | None  # (tokens,), memory-mapped: 1 for a label; None: all are
+    read: int  # records read, those dropped included
+    dropped: dict[str, int]  # reason -> records
+    following: int | None  # number of the source's record that a stream's next block begins with; None: no more
+    key: str  # names these tokens: changes when they may have changed
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def kept_tokens(self, seq_length: int) -> int:
-        """Tokens of all rows when each is cut to `seq_length`."""
-        step = 1 << 20  # rows at a time, so that the lengths of a large corpus are never all in memory
-        pieces = (self.offsets[begin : begin + step + 1] for begin in range(0, len(self), step))
-        return sum(int(np.minimum(np.diff(piece), seq_length).sum()) for piece in pieces)
+
+@dataclass(frozen=True, kw_only=True)
+class Tokeniser:
+    """Makes tokens of documents, or takes them from the cache; what it is asked twice it does once per machine."""
+
+    documents: Documents
+    tokenizer: "PreTrainedTokenizerBase"
+    append_eos: bool
+    cache_dir: str | Path | None
+    progress: Progress = logger.info
+
+    def all(self) -> Tokens:
+        """All documents.
+
+        Raises:
+            ValueError: a document cannot be read; a cached folder is damaged.
+        """
+        return self._load(start=0, limit=None)
+
+    def block(self, start: int, limit: int) -> Tokens:
+        """Documents from the source's record `start` on, until there are `limit` tokens; see `all`."""
+        return self._load(start=start, limit=limit)
+
+    def folder_of_block(self, start: int, limit: int) -> Path:
+        """Where `block` keeps what it made."""
+        return self._folder(self._identity(start, limit))
+
+    def _identity(self, start: int, limit: int | None) -> dict[str, Any]:
+        identity = {
+            "format": FORMAT,
+            "documents": self.documents.identity(),
+            "tokenizer": tokenizer_identity(self.tokenizer),
+            "append_eos": self.append_eos,
+            "dtype": self._dtype,
+        }
+        # How records are grouped decides where a block ends, and nothing else.
+        return identity if limit is None else identity | {"block": [start, limit, _BATCH_RECORDS, _BATCH_CHARACTERS]}
+
+    def _folder(self, identity: dict[str, Any]) -> Path:
+        return cache_root(self.cache_dir) / "tokens" / digest(identity)
+
+    @property
+    def _dtype(self) -> str:
+        return "<u2" if highest_id(self.tokenizer) < 2**16 else "<u4"
+
+    def _load(self, *, start: int, limit: int | None) -> Tokens:
+        folder = self._folder(self._identity(start, limit))
+        publish(folder, partial(self._write, start=start, limit=limit))
+        return open_tokens(folder)
+
+    def _write(self, folder: Path, *, start: int, limit: int | None) -> None:
+        work = partial(self._tokenise, tokenizer=self.tokenizer)
+        name, batches = self.documents.source.name, grouped(self.documents.numbered(start))
+        writer = _Writer(folder, self._dtype, report=partial(self._report, name, Clock()))
+        for batch, tokenised in ahead(work, batches, depth=2, workers=2):
+            if limit is not None and writer.tokens >= limit:
+                writer.close(following=batch[0][0])
+                return
+            writer.add(tokenised, read=len(batch))
+        writer.close(following=None)
+
+    def _tokenise(self, batch: list[Numbered], *, tokenizer: "PreTrainedTokenizerBase") -> Tokenised:
+        records = [record for _, record in batch]
+        return tokenise(records, tokenizer=tokenizer, task=self.documents.task, append_eos=self.append_eos)
+
+    def _report(
+        self, name: str, clock: "Clock", read: int, tokens: int, dropped: Mapping[str, int], *, done: bool
+    ) -> None:
+        if done or clock.due():
+            what = "tokenised" if done else "tokenising"
+            without = "".join(f", {count:,} dropped ({reason})" for reason, count in dropped.items())
+            self.progress(f"{what} {name}: {read:,} documents, {tokens:,} tokens{without}, {clock.seconds():.0f} s")
 
 
-def load_rows(
-    documents: Documents, *, tokenizer: "PreTrainedTokenizerBase", cache_dir: str | Path | None = None
-) -> Rows:
-    """The rows of `documents`, from the cache or tokenised now, by one process per machine.
+class Clock:
+    """Says how long it runs, and when the next word about that is due."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def due(self) -> bool:
+        """Whether some seconds have passed since this last was so."""
+        if time.monotonic() - self._last < _PROGRESS_SECONDS:
+            return False
+        self._last = time.monotonic()
+        return True
+
+
+class _Writer:
+    """Appends documents to the files of a folder."""
+
+    def __init__(self, folder: Path, dtype: str, *, report: Callable[..., None]) -> None:
+        self._folder, self._dtype, self._report = folder, dtype, report
+        self._files = {name: (folder / f"{name}.bin").open("wb") for name in ("tokens", "offsets", "trained")}
+        self._files["offsets"].write(np.zeros(1, "<i8").tobytes())
+        self.tokens = self._read = self._kept = 0
+        self._all_trained = True
+        self._dropped: Counter[str] = Counter()
+
+    def add(self, some: Tokenised, *, read: int) -> None:
+        lengths = np.fromiter(map(len, some.ids), np.int64, len(some.ids))
+        self._files["tokens"].write(np.fromiter(chain.from_iterable(some.ids), self._dtype).tobytes())
+        self._files["offsets"].write((self.tokens + np.cumsum(lengths)).astype("<i8").tobytes())
+        if some.trained is not None:
+            self._all_trained = False
+            self._files["trained"].write(np.concatenate([*some.trained, np.zeros(0, bool)]).astype("u1").tobytes())
+        self._dropped.update(some.dropped)
+        self._read, self._kept, self.tokens = self._read + read, self._kept + len(lengths), self.tokens + lengths.sum()
+        self._report(self._read, int(self.tokens), self._dropped, done=False)
+
+    def close(self, *, following: int | None) -> None:
+        for file in self._files.values():
+            file.close()
+        if self._all_trained:
+            (self._folder / "trained.bin").unlink()
+        meta = {
+            "read": self._read,
+            "documents": self._kept,
+            "tokens": int(self.tokens),
+            "dtype": self._dtype,
+            "all_trained": self._all_trained,
+            "dropped": dict(self._dropped),
+            "following": following,
+        }
+        (self._folder / "meta.json").write_text(json.dumps(meta))
+        self._report(self._read, int(self.tokens), self._dropped, done=True)
+
+
+def grouped(records: Iterable[Numbered]) -> Iterator[list[Numbered]]:
+    """Lists of records, bounded in number and in characters, so that memory is too."""
+    group: list[Numbered] = []
+    characters = 0
+    for number, record in records:
+        group.append((number, record))
+        characters += sum(len(value) if isinstance(value, str) else len(repr(value)) for value in record.values)
+        if len(group) == _BATCH_RECORDS or characters >= _BATCH_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+def open_tokens(folder: Path) -> Tokens:
+    """The tokens that were written to `folder`.
 
     Raises:
-        ValueError: a document cannot be read; a cached folder is damaged.
+        ValueError: it is damaged.
     """
-    dtype = "<u2" if highest_id(tokenizer) < 2**16 else "<u4"
-    identity = {
-        "format": FORMAT,
-        "documents": documents.identity(),
-        "tokenizer": tokenizer_identity(tokenizer),
-        "dtype": dtype,
-        "min_tokens": MIN_TOKENS,
-    }
-    folder = cache_root(cache_dir) / "tokens" / digest(identity)
-    publish(folder, lambda temporary: _tokenise(documents, tokenizer, temporary, dtype))
-    return _open(folder)
-
-
-def _tokenise(documents: Documents, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: str) -> None:
-    logger.info("tokenising %s", documents.source.name)
-    count = rows = total = 0
-    with (folder / "tokens.bin").open("wb") as tokens, (folder / "offsets.bin").open("wb") as offsets:
-        offsets.write(np.zeros(1, "<i8").tobytes())
-        for texts in _batches(documents):
-            ids = [row for row in encode(tokenizer, texts) if len(row) >= MIN_TOKENS]
-            ends = total + np.cumsum([len(row) for row in ids], dtype="<i8")
-            tokens.write(np.fromiter(chain.from_iterable(ids), dtype).tobytes())
-            offsets.write(ends.tobytes())
-            count, rows, total = count + len(texts), rows + len(ids), int(ends[-1]) if len(ids) else total
-    meta = {"documents": count, "rows": rows, "tokens": total, "dtype": dtype}
-    (folder / "meta.json").write_text(json.dumps(meta))
-    logger.info("tokenised %s: %d documents, %d rows, %d tokens", documents.source.name, count, rows, total)
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of documents, bounded in number and in characters, so that memory is too."""
-    batch: list[str] = []
-    characters = 0
-    for text in documents:
-        batch.append(text)
-        characters += len(text)
-        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _open(folder: Path) -> Rows:
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        tokens = _map(folder / "tokens.bin", meta["dtype"], meta["tokens"])
-        offsets = _map(folder / "offsets.bin", "<i8", meta["rows"] + 1)
+        return Tokens(
+            ids=_map(folder / "tokens.bin", meta["dtype"], meta["tokens"]),
+            offsets=_map(folder / "offsets.bin", "<i8", meta["documents"] + 1),
+            trained=None if meta["all_trained"] else _map(folder / "trained.bin", "u1", meta["tokens"]),
+            read=meta["read"],
+            dropped=meta["dropped"],
+            following=meta["following"],
+            key=folder.name,
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"the cached tokens in {folder} are damaged ({error}); delete that folder") from error
-    return Rows(tokens=tokens, offsets=offsets, documents=meta["documents"])
 
 
 def _map(path: Path, dtype: str, length: int) -> NDArray:

@@ -8,15 +8,17 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from tp2d_data.files import as_text
+from tp2d_data.records import Record, require_fields
 
 PROBE_SECONDS = 3.0
+_ROWS = 1024  # of a batch
 
 
 def hub_reachable(name: str, *, kind: Literal["model", "dataset"]) -> bool:
@@ -109,12 +111,10 @@ class HubSource:
         known = self._builder.info.splits or self._builder.config.data_files or self._prepared.info.splits
         return tuple(map(str, known))
 
-    def check(self, split: str, field: str) -> None:
+    def check(self, split: str, fields: tuple[str, ...]) -> None:
         features = self._builder.info.features
-        if features is not None and field not in features:
-            raise ValueError(
-                f"dataset {self.name} has no field '{field}'; it has {', '.join(features)}: choose one with text_field"
-            )
+        if features is not None:
+            require_fields(f"dataset {self.name}", fields, features)
 
     def identity(self, split: str) -> Any:
         # Configuration, version and the hub's commit: equal whether the hub answers or the cache does.
@@ -123,11 +123,12 @@ class HubSource:
     def count(self, split: str) -> int:
         return len(self._rows(split))
 
-    def texts(self, split: str, field: str) -> Iterator[str]:
-        self.check(split, field)
-        rows = self._rows(split).select_columns([field])
-        values = (value for batch in rows.iter(batch_size=1024) for value in batch[field])
-        return (as_text(f"{self.name}, row {number}", field, value) for number, value in enumerate(values, 1))
+    def records(self, split: str, fields: tuple[str, ...], start: int = 0) -> Iterator[Record]:
+        rows = self._rows(split)
+        require_fields(f"dataset {self.name}", fields, rows.column_names)
+        rows = rows.select_columns(list(dict.fromkeys(fields)))
+        batches = (rows[begin : begin + _ROWS] for begin in range(start, len(rows), _ROWS))
+        return _records(self.name, fields, batches, start)
 
     def _rows(self, split: str) -> Any:
         return self._prepared.as_dataset(split=split)
@@ -136,6 +137,53 @@ class HubSource:
     def _prepared(self) -> Any:
         self._builder.download_and_prepare()
         return self._builder
+
+
+class HubStream(HubSource):
+    """A dataset of the hub read over the network as it is used, and never kept on this machine's disk.
+
+    It has the identity of the same dataset downloaded: its records are the same in the same order.
+    """
+
+    def splits(self) -> tuple[str, ...]:
+        known = self._builder.info.splits or self._builder.config.data_files or self._builder.as_streaming_dataset()
+        return tuple(map(str, known))
+
+    def count(self, split: str) -> int:
+        known = self._builder.info.splits or {}
+        rows = known[split].num_examples if split in known else None
+        if not rows:
+            raise ValueError(
+                f"dataset {self.name} is streamed, and the hub does not say how many rows its split '{split}' has; "
+                "set dataset_percentage to 100, or streaming to false"
+            )
+        return rows
+
+    def records(self, split: str, fields: tuple[str, ...], start: int = 0) -> Iterator[Record]:
+        """Rows that are skipped are read and not decoded: `skip` of `datasets` knows no better way."""
+        return _records(self.name, fields, self._batches(split, start), start)
+
+    def _batches(self, split: str, start: int) -> Iterator[Mapping[str, list[Any]]]:
+        read = start
+        try:
+            for batch in self._builder.as_streaming_dataset(split=split).skip(start).iter(batch_size=_ROWS):
+                yield batch
+                read += len(next(iter(batch.values())))
+        except Exception as error:  # of the network, of a file system above it, of a format: each has its own kinds
+            raise ValueError(
+                f"dataset {self.name}, streamed, after row {read}: cannot be read ({type(error).__name__}: "
+                f"{one_line(error)}); the hub must be reachable, or set streaming to false where the dataset is cached"
+            ) from error
+
+
+def _records(
+    name: str, fields: tuple[str, ...], batches: Iterable[Mapping[str, list[Any]]], start: int
+) -> Iterator[Record]:
+    numbers = count(start + 1)
+    for batch in batches:
+        require_fields(f"dataset {name}", fields, batch)
+        for values, number in zip(zip(*(batch[field] for field in fields), strict=True), numbers, strict=False):
+            yield Record(f"{name}, row {number}", values)
 
 
 def _load_builder(name: str, config: str | None) -> Any:

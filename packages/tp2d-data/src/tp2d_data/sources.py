@@ -3,14 +3,17 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from tp2d_data import stdlib
-from tp2d_data.files import FORMATS, FilesSource
-from tp2d_data.holdout import is_held_out
-from tp2d_data.hub import HubSource, is_hub_name
+from tp2d_data.examples import LossOn, Task
+from tp2d_data.files import FilesSource, is_data_name
+from tp2d_data.holdout import is_held_out, text_of
+from tp2d_data.hub import HubSource, HubStream, is_hub_name
+from tp2d_data.records import Record
 
 # Names the tutorials use for what the hub now keeps elsewhere, with the configuration they mean.
 _ALIASES = {"wikitext": "Salesforce/wikitext"}
@@ -18,15 +21,15 @@ _DEFAULT_CONFIGS = {"Salesforce/wikitext": "wikitext-2-raw-v1"}
 
 
 class Source(Protocol):
-    """Documents by split. `check` raises ValueError for what can be known to be wrong without reading everything."""
+    """Records by split. `check` raises ValueError for what can be known to be wrong without reading everything."""
 
     name: str
 
     def splits(self) -> tuple[str, ...]: ...
-    def check(self, split: str, field: str) -> None: ...
-    def identity(self, split: str) -> Any: ...  # JSON that changes when the documents may have changed
-    def count(self, split: str) -> int: ...
-    def texts(self, split: str, field: str) -> Iterator[str]: ...
+    def check(self, split: str, fields: tuple[str, ...]) -> None: ...
+    def identity(self, split: str) -> Any: ...  # JSON that changes when the records may have changed
+    def count(self, split: str) -> int: ...  # ValueError for a stream whose size nobody knows
+    def records(self, split: str, fields: tuple[str, ...], start: int = 0) -> Iterator[Record]: ...  # from `start` on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +39,15 @@ class Corpus:
     dataset_name: str
     dataset_config: str | None = None
     split: str = "train"
+    loss_on: LossOn = "all"
     text_field: str = "text"
+    prompt_field: str = "prompt"
+    completion_field: str = "completion"
+    messages_field: str = "messages"
     dataset_percentage: float = 10.0
     part: Literal["train", "eval"] = "train"
     holdout: float = 0.0
+    streaming: bool = False
     cache_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -51,31 +59,59 @@ class Corpus:
             raise ValueError(f"holdout must be at least 0 and below 1, not {self.holdout}")
         if self.part not in ("train", "eval"):
             raise ValueError(f"part must be train or eval, not '{self.part}'")
+        _ = self.task  # checks what it is made of
+
+    @property
+    def task(self) -> Task:
+        return Task(
+            loss_on=self.loss_on,
+            text_field=self.text_field,
+            prompt_field=self.prompt_field,
+            completion_field=self.completion_field,
+            messages_field=self.messages_field,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Documents:
-    """The documents of a corpus, iterable again and again: the first p % of a split, less the other part's share."""
+    """The records of a corpus, iterable again and again: the first p % of a split, less the other part's share."""
 
     source: Source
     split: str
-    text_field: str
+    task: Task
     percentage: float
     held_out_share: float  # 0: the part is the whole split
     wants_held_out: bool
 
-    def __iter__(self) -> Iterator[str]:
-        texts = self.source.texts(self.split, self.text_field)
-        if self.percentage < 100:
-            texts = islice(texts, round(self.source.count(self.split) * self.percentage / 100))
+    def __iter__(self) -> Iterator[Record]:
+        return self.records()
+
+    def records(self, start: int = 0) -> Iterator[Record]:
+        """The part's records from the `start`-th of the split on; what is before it is skipped and not parsed."""
+        return (record for _, record in self.numbered(start)) if self.held_out_share else self._read(start)
+
+    def numbered(self, start: int = 0) -> Iterator[tuple[int, Record]]:
+        """As `records`, each after its number in the split, so that `numbered(number + 1)` goes on after it."""
+        numbered = zip(count(start), self._read(start), strict=False)
         if not self.held_out_share:
-            return texts
-        return (text for text in texts if is_held_out(text, self.held_out_share) == self.wants_held_out)
+            return numbered
+        return (pair for pair in numbered if self._is_wanted(pair[1]))
 
     def identity(self) -> Any:
-        """JSON that changes when the documents may have changed."""
-        chosen = [self.text_field, self.percentage, self.held_out_share, self.wants_held_out]
+        """JSON that changes when the records or what is read of them may have changed."""
+        chosen = [self.task.identity(), self.percentage, self.held_out_share, self.wants_held_out]
         return [self.source.identity(self.split), *chosen]
+
+    def _read(self, start: int) -> Iterator[Record]:
+        records = self.source.records(self.split, self.task.fields, start)
+        return records if self._limit is None else islice(records, max(0, self._limit - start))
+
+    @cached_property
+    def _limit(self) -> int | None:
+        return None if self.percentage == 100 else round(self.source.count(self.split) * self.percentage / 100)
+
+    def _is_wanted(self, record: Record) -> bool:
+        return is_held_out(text_of(record.values), self.held_out_share) == self.wants_held_out
 
 
 def open_corpus(corpus: Corpus) -> Documents:
@@ -86,11 +122,13 @@ def open_corpus(corpus: Corpus) -> Documents:
     """
     source = _open_source(corpus)
     split, share = _choose_split(corpus, source)
-    source.check(split, corpus.text_field)
+    source.check(split, corpus.task.fields)
+    if corpus.dataset_percentage < 100 and isinstance(source, HubStream):
+        source.count(split)
     return Documents(
         source=source,
         split=split,
-        text_field=corpus.text_field,
+        task=corpus.task,
         percentage=corpus.dataset_percentage,
         held_out_share=share,
         wants_held_out=corpus.part == "eval",
@@ -102,10 +140,15 @@ def check_source(
     *,
     dataset_config: str | None = None,
     split: str = "train",
+    loss_on: LossOn = "all",
     text_field: str = "text",
+    prompt_field: str = "prompt",
+    completion_field: str = "completion",
+    messages_field: str = "messages",
     dataset_percentage: float = 10.0,
     part: Literal["train", "eval"] = "train",
     holdout: float = 0.0,
+    streaming: bool = False,
 ) -> None:
     """Raises what `create_dataloader` would raise about the dataset, in a moment and without tokenising it.
 
@@ -113,19 +156,24 @@ def check_source(
     dataset's card.
 
     Raises:
-        ValueError: no such dataset, configuration, split or field; an empty split; a percentage or holdout out of
-        range;
-            nothing to evaluate on; the hub does not answer and the dataset is not cached.
+        ValueError: no such dataset, configuration, split or field; an empty split; an option out of range; nothing
+            to evaluate on; a percentage of a stream whose size nobody knows; the hub does not answer and the dataset
+            is not cached.
     """
     open_corpus(
         Corpus(
             dataset_name=dataset_name,
             dataset_config=dataset_config,
             split=split,
+            loss_on=loss_on,
             text_field=text_field,
+            prompt_field=prompt_field,
+            completion_field=completion_field,
+            messages_field=messages_field,
             dataset_percentage=dataset_percentage,
             part=part,
             holdout=holdout,
+            streaming=streaming,
         )
     )
 
@@ -140,11 +188,12 @@ def _open_source(corpus: Corpus) -> Source:
         return stdlib.StdlibSource(corpus.cache_dir)
     path = Path(name).expanduser()
     if path.exists():
-        return FilesSource(_configured(path, config))
-    if not is_hub_name(name) or path.suffix in FORMATS:
+        # What is too large to be read before the first step is not read for its name either.
+        return FilesSource(_configured(path, config), cache_dir=corpus.cache_dir, by_content=not corpus.streaming)
+    if not is_hub_name(name) or is_data_name(path):
         raise ValueError(f"dataset {name} does not exist; give a hub name, a local file or folder, or {stdlib.NAME}")
     name = _ALIASES.get(name, name)
-    return HubSource(name, config or _DEFAULT_CONFIGS.get(name))
+    return (HubStream if corpus.streaming else HubSource)(name, config or _DEFAULT_CONFIGS.get(name))
 
 
 def _configured(path: Path, config: str | None) -> Path:

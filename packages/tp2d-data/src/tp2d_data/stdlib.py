@@ -17,6 +17,7 @@ from typing import Any
 
 from tp2d_data.files import FilesSource
 from tp2d_data.holdout import is_held_out
+from tp2d_data.records import Record, require_fields
 from tp2d_data.storage import cache_root, digest, publish
 
 NAME = "builtin:stdlib"
@@ -36,9 +37,8 @@ class StdlibSource:
     def splits(self) -> tuple[str, ...]:
         return ("train", "validation")
 
-    def check(self, split: str, field: str) -> None:
-        if field != "text":
-            raise ValueError(f"dataset {NAME} has no field '{field}'; it has text: choose it with text_field")
+    def check(self, split: str, fields: tuple[str, ...]) -> None:
+        require_fields(f"dataset {NAME}", fields, ["text"])
         _library_files()
 
     def identity(self, split: str) -> Any:
@@ -47,12 +47,12 @@ class StdlibSource:
     def count(self, split: str) -> int:
         return self._files().count(split)
 
-    def texts(self, split: str, field: str) -> Iterator[str]:
-        return self._files().texts(split, field)
+    def records(self, split: str, fields: tuple[str, ...], start: int = 0) -> Iterator[Record]:
+        return self._files().records(split, fields, start)
 
     def _files(self) -> FilesSource:
         folder = cache_root(self._cache_dir) / "stdlib" / digest(_library_identity())
-        return FilesSource(publish(folder, _write_documents))
+        return FilesSource(publish(folder, _write_documents), cache_dir=self._cache_dir)
 
 
 def stdlib_documents() -> Iterator[str]:

@@ -44,14 +44,15 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
     """
     if folder.exists():
         return folder
-    _require_writable(folder.parent)
+    require_writable(folder.parent)
     with _locked(folder.with_name(folder.name + ".lock")):
         if not folder.exists():
             _write(folder, write)
     return folder
 
 
-def _require_writable(folder: Path) -> None:
+def require_writable(folder: Path) -> None:
+    """Makes `folder` where it is not there yet; ValueError where it cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

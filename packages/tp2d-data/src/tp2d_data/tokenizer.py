@@ -90,13 +90,17 @@ def _builtin(cache_dir: str | Path | None) -> "PreTrainedTokenizerBase":
     source = stdlib.StdlibSource(cache_dir)
     identity = {"format": 1, "vocab_size": VOCAB_SIZE, "text": source.identity("train")}
     folder = cache_root(cache_dir) / "tokenizers" / digest(identity)
-    publish(folder, lambda temporary: _train(source.texts("train", "text"), temporary / _FILE))
+    publish(folder, lambda temporary: _train(_texts(source), temporary / _FILE))
     return PreTrainedTokenizerFast(
         tokenizer_file=str(folder / _FILE),
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _texts(source: stdlib.StdlibSource) -> Iterator[str]:
+    return (record.values[0] for record in source.records("train", ("text",)))
 
 
 def _train(texts: Iterator[str], path: Path) -> None:
@@ -115,20 +119,25 @@ def _train(texts: Iterator[str], path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with the special tokens the tokenizer adds, neither cut nor padded."""
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Token ids of each text, with or without the special tokens the tokenizer adds, neither cut nor padded."""
+    texts = list(texts)
     if not tokenizer.is_fast:
-        return tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
+        options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
+        return tokenizer(texts, **options)["input_ids"] if texts else []
     # Straight to the library below, on all cores: transformers would build a dictionary of lists around every text.
-    backend = _plain_backend(tokenizer)
-    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=True)]
+    encodings = plain_backend(tokenizer).encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+    return [encoding.ids for encoding in encodings]
 
 
 def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Digits that change when the tokenizer may give other ids."""
+    """Digits that change when the tokenizer may give other ids, a chat other text, or a text another end."""
+    around = [tokenizer.eos_token_id, tokenizer.special_tokens_map, tokenizer.chat_template]
     if tokenizer.is_fast:
-        return digest(_plain_backend(tokenizer).to_str())
-    return digest([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), repr(tokenizer)])
+        return digest([plain_backend(tokenizer).to_str(), *around])
+    return digest([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), repr(tokenizer), *around])
 
 
 def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -136,7 +145,7 @@ def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return max(chain(tokenizer.get_vocab().values(), tokenizer.all_special_ids))
 
 
-def _plain_backend(tokenizer: Any) -> Any:
+def plain_backend(tokenizer: Any) -> Any:
     """The `tokenizers` object without cutting and padding, which transformers sets anew at each of its own calls."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from tp2d_mesh import Mesh, NamedTensor, chunk_range, named_tensor, plan_model
 from tp2d_mesh.engine import StepStats
 from tp2d_mesh.loss import count_tokens, token_loss_sum
+from tp2d_mesh.packed import ModelBatch, model_batch
 from tp2d_mesh.weights import build_skeleton, initialize_weights, load_weights
 
 from tp2d_fsdp2.gradients import clip_factor, global_norm_and_loss, scale_gradients, sum_partial_gradients
@@ -111,7 +112,11 @@ class FSDP2Engine:
         """One optimizer step on this dp rank's micro-batches; collective, every rank with equally many.
 
         Args:
-            micro_batches: dicts of ``(batch, seq)`` int64 ``input_ids`` and ``labels``, right padded.
+            micro_batches: dicts of ``(batch, seq)`` int64 ``input_ids`` and ``labels``, right padded or, with
+                ``position_ids`` that restart at 0 with each document, packed.
+
+        Raises:
+            ValueError: no micro-batch, or packed rows for what was not proven exact; see `tp2d_mesh.check_packed`.
         """
         self.model.train()
         batches = [self._to_device(batch) for batch in micro_batches]
@@ -123,14 +128,14 @@ class FSDP2Engine:
         self._update(norm)
         return StepStats(loss=loss_sum / tokens, grad_norm=norm, tokens=tokens)
 
-    def _accumulate(self, batches: Sequence[Batch], tokens: torch.Tensor) -> torch.Tensor:
+    def _accumulate(self, batches: Sequence[ModelBatch], tokens: torch.Tensor) -> torch.Tensor:
         """Backward of every micro-batch; returns this dp rank's summed loss."""
         scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         total: torch.Tensor | None = None
         for i, batch in enumerate(batches):
             self.model.set_is_last_backward(i == len(batches) - 1)
             loss = self._loss_sum(batch)
-            (loss * scale / tokens).backward()
+            (loss * scale / tokens.clamp(min=1)).backward()  # a step without a label has a zero gradient
             total = loss.detach() if total is None else total + loss.detach()
         self.tp.forget()
         if total is None:
@@ -150,24 +155,27 @@ class FSDP2Engine:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss summed over every rank's batch and the number of tokens it was summed over; collective."""
+        """The loss summed over every rank's batch and the number of tokens it was summed over; collective.
+
+        Args:
+            batch: as one of `train_step`.
+        """
         self.model.eval()
         on_device = self._to_device(batch)
-        numbers = torch.stack([self._loss_sum(on_device).double(), count_tokens(on_device["labels"]).double()])
+        numbers = torch.stack([self._loss_sum(on_device).double(), count_tokens(on_device.labels).double()])
         dist.all_reduce(numbers, group=self.mesh.dp_group)
         self.tp.forget()
         return numbers[0], numbers[1].long()
 
-    def _to_device(self, batch: Batch) -> dict[str, torch.Tensor]:
-        # Padding is on the right and attention causal, so no real token sees it: the mask would only cost time.
-        return {key: batch[key].to(self.mesh.device, non_blocking=True) for key in ("input_ids", "labels")}
+    def _to_device(self, batch: Batch) -> ModelBatch:
+        return model_batch(batch, config=self.model.config, device=self.mesh.device)
 
-    def _loss_sum(self, batch: Batch) -> torch.Tensor:
-        logits = self.model(input_ids=batch["input_ids"], use_cache=False).logits
-        return token_loss_sum(logits, batch["labels"], rows=self.vocabulary_rows, group=self.mesh.tp_group)
+    def _loss_sum(self, batch: ModelBatch) -> torch.Tensor:
+        logits = batch.logits(self.model)
+        return token_loss_sum(logits, batch.labels, rows=self.vocabulary_rows, group=self.mesh.tp_group)
 
-    def _global_tokens(self, batches: Sequence[Batch]) -> torch.Tensor:
-        tokens = torch.stack([count_tokens(batch["labels"]) for batch in batches]).sum()
+    def _global_tokens(self, batches: Sequence[ModelBatch]) -> torch.Tensor:
+        tokens = torch.stack([count_tokens(batch.labels) for batch in batches]).sum()
         dist.all_reduce(tokens, group=self.mesh.dp_group)
         return tokens
 

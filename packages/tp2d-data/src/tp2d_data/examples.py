@@ -1,0 +1,185 @@
+"""What a record is, what of it is learnt, and its tokens.
+
+- `loss_on="all"`: a text, all of whose tokens are learnt.
+- `"completion"`: a prompt and its completion, of which the completion and the end-of-text token after it are learnt.
+- `"assistant"`: a chat, of which what the assistant says is learnt; see `chats`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tp2d_data import chats
+from tp2d_data.records import OPTIONS, Record
+from tp2d_data.tokenizer import encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MIN_TOKENS = 2  # an example of one token predicts nothing
+LossOn = Literal["all", "completion", "assistant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a record is and what of it is learnt; checks itself."""
+
+    loss_on: LossOn = "all"
+    text_field: str = "text"
+    prompt_field: str = "prompt"
+    completion_field: str = "completion"
+    messages_field: str = "messages"
+
+    def __post_init__(self) -> None:
+        if self.loss_on not in get_args(LossOn):
+            raise ValueError(f"loss_on must be all, completion or assistant, not '{self.loss_on}'")
+        for option in ("text_field", "prompt_field", "completion_field", "messages_field"):
+            if not getattr(self, option):
+                raise ValueError(f"{option} is empty; name a field of the dataset")
+        if self.prompt_field == self.completion_field:
+            raise ValueError(f"prompt_field and completion_field are both '{self.prompt_field}'; name two fields")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields this task reads, in the order in which a record has their values."""
+        if self.loss_on == "all":
+            return (self.text_field,)
+        if self.loss_on == "completion":
+            return self.prompt_field, self.completion_field
+        return (self.messages_field,)
+
+    def identity(self) -> Any:
+        """JSON of what the tokens depend on; fields that are not read are no part of it."""
+        return [self.loss_on, *self.fields]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenised:
+    """The examples of a batch of records."""
+
+    ids: list[list[int]]  # one per record kept, in their order
+    trained: list[NDArray[np.bool_]] | None  # which of those tokens are labels; None: all
+    dropped: dict[str, int]  # how many records are left out, by reason
+
+
+def check_task(task: Task, tokenizer: "PreTrainedTokenizerBase", *, append_eos: bool = False) -> None:
+    """Raises ValueError for what can be known to be wrong before a record is read."""
+    if task.loss_on == "completion" or (task.loss_on == "all" and append_eos):
+        _eos(tokenizer, "loss_on 'completion'" if task.loss_on == "completion" else "append_eos")
+    if task.loss_on == "assistant":
+        chats.check_template(tokenizer)
+
+
+def tokenise(
+    records: Sequence[Record], *, tokenizer: "PreTrainedTokenizerBase", task: Task, append_eos: bool
+) -> Tokenised:
+    """The examples of a batch of records, tokenised on all cores.
+
+    - All: the text with the special tokens the tokenizer adds; with `append_eos` its end-of-text token after it, once:
+      not where the tokenizer, or the text itself, has already put it there.
+    - Completion: the prompt as at inference (with special tokens, less an end-of-text token the tokenizer adds to
+      it), the completion by itself without special tokens, the end-of-text token. `append_eos` has no say.
+    - Assistant: as `chats.chat_examples` says; the template has the only say about special tokens.
+
+    Left out and counted: documents of nothing but white space, prompts without a completion, chats without a turn of
+    the assistant, what gives fewer than two tokens, what gives no token to learn (the first of a row is never
+    predicted). Null is an empty text. NUL and other control characters are given to the tokenizer as they are.
+
+    Raises:
+        ValueError: a field of another type, half a surrogate pair, a chat that is none or that the template does not
+            take, a mask that is not right: each with the record's place; no end-of-text token where one is needed.
+    """
+    dropped: Counter[str] = Counter()
+    match task.loss_on:
+        case "all":
+            rows = _texts(records, tokenizer=tokenizer, task=task, append_eos=append_eos, dropped=dropped)
+            ids = [row for row in rows if len(row) >= MIN_TOKENS]
+            dropped["fewer than two tokens"] += len(rows) - len(ids)
+            return Tokenised(ids=ids, trained=None, dropped=dict(+dropped))
+        case "completion":
+            pairs = _completions(records, tokenizer=tokenizer, task=task, dropped=dropped)
+        case "assistant":
+            found = chats.chat_examples(records, tokenizer=tokenizer, field=task.messages_field)
+            pairs = [pair for pair in found if pair is not None]
+            dropped["no assistant turn"] += len(found) - len(pairs)
+    kept = [(ids, trained) for ids, trained in pairs if trained[1:].any()]
+    dropped["no token to learn"] += len(pairs) - len(kept)
+    return Tokenised(ids=[ids for ids, _ in kept], trained=[trained for _, trained in kept], dropped=dict(+dropped))
+
+
+def as_text(where: str, field: str, value: Any) -> str:
+    """A field's value as a text: null is an empty one, anything else but text a ValueError that says where."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        chat = "; a chat is read with loss_on 'assistant' and messages_field" if isinstance(value, list) else ""
+        kind = type(value).__name__
+        raise ValueError(f"{where}: field '{field}' holds a {kind}, not text; choose another with {OPTIONS}{chat}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which json can spell and no tokenizer takes
+            raise ValueError(f"{where}: field '{field}' is not valid Unicode ({error.reason})") from error
+    return value
+
+
+def _texts(
+    records: Sequence[Record],
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    append_eos: bool,
+    dropped: Counter[str],
+) -> list[list[int]]:
+    texts = [as_text(where, task.text_field, value) for where, (value,) in records]
+    filled = [text for text in texts if text and not text.isspace()]
+    dropped["empty"] += len(texts) - len(filled)
+    rows = encode(tokenizer, filled)
+    return _end(rows, _eos(tokenizer, "append_eos")) if append_eos else rows
+
+
+def _completions(
+    records: Sequence[Record], *, tokenizer: "PreTrainedTokenizerBase", task: Task, dropped: Counter[str]
+) -> list[tuple[list[int], NDArray[np.bool_]]]:
+    eos = _eos(tokenizer, "loss_on 'completion'")
+    pairs = [
+        (as_text(where, task.prompt_field, prompt), as_text(where, task.completion_field, completion))
+        for where, (prompt, completion) in records
+    ]
+    filled = [pair for pair in pairs if pair[1] and not pair[1].isspace()]
+    dropped["no completion"] += len(pairs) - len(filled)
+    prompts = encode(tokenizer, [prompt for prompt, _ in filled])
+    if _adds_eos(tokenizer, eos):
+        prompts = [prompt[:-1] for prompt in prompts]
+    completions = _end(encode(tokenizer, [text for _, text in filled], add_special_tokens=False), eos)
+    return [
+        (prompt + completion, np.arange(len(prompt) + len(completion)) >= len(prompt))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def _end(rows: list[list[int]], eos: int) -> list[list[int]]:
+    """`rows`, each with `eos` at its end, once."""
+    for row in rows:
+        if not row or row[-1] != eos:
+            row.append(eos)
+    return rows
+
+
+def _eos(tokenizer: "PreTrainedTokenizerBase", need: str) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no end-of-text token, which {need} "
+            "needs; set eos_token in its tokenizer_config.json, or name another tokenizer with tokenizer_name"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def _adds_eos(tokenizer: "PreTrainedTokenizerBase", eos: int) -> bool:
+    """Whether the tokenizer itself ends what it tokenises with `eos`."""
+    with_special, without = (encode(tokenizer, ["a"], add_special_tokens=special)[0] for special in (True, False))
+    return with_special[-1:] == [eos] and len(with_special) > len(without)

@@ -46,6 +46,17 @@ def command(line: str, folder: Path, **environment: str) -> subprocess.Completed
         ("--seq-length 5000", "seq_length 5000 is longer than the 4096 positions"),
         ("--model-name llama --seq-length 32 --tp-size 4", "num_key_value_heads=2 is not divisible by tp_size=4"),
         ("--model-name mamba --from-scratch", "model type 'mamba' has no num_attention_heads"),
+        ("--packing tight", "unknown packing 'tight': choose best_fit, concat, pad"),
+        ("--loss-on answers", "unknown loss_on 'answers': choose all, completion, assistant"),
+        ("--loss-on assistant --messages-field text", "has no chat template, which loss_on 'assistant' needs"),
+        ("--loss-on completion", "no field 'prompt'"),
+        ("--dataset-weights 1,x", "dataset_weights must be numbers such as 0.7,0.3, not '1,x'"),
+        ("--dataset-weights 1,2", "dataset_weights has 2 numbers for 1 datasets"),
+        ("--dataset-name text.txt,none.txt", "dataset none.txt does not exist"),
+        ("--streaming", "streaming needs max_steps"),
+        ("--streaming --max-steps 5 --dataset-name text.txt,empty.txt", "streaming 2 datasets needs dataset_weights"),
+        ("--append-eos maybe", "append_eos must be true or false, not 'maybe'"),
+        ("--model-name opt --from-scratch --tp-size 1 --tokenizer-name builtin:tiny", "packing=pad"),
         ("--engine autotp --zero-stage 4", "zero_stage=4 is not a ZeRO stage: choose 1 or 2"),
         ("--engine autotp --zero-stage 3", "zero_stage=3 splits the weights over dp as well"),
         ("--engine autotp --zero-stage 0", "zero_stage=0 reports a wrong gradient norm in bf16"),
@@ -60,11 +71,14 @@ def test_a_mistake_is_one_line(
     """In this process, where the imports are paid once."""
     (tmp_path / "run.yaml").write_text("tp_sise: 2\n")
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "text.txt").write_text("some words\n")
     (tmp_path / "ds.json").write_text('{"train_batch_size": 7}')
     if "llama" in line:
         save_llama(tmp_path / "llama")
     if "mamba" in line:
         save_config(tmp_path / "mamba", model_type="mamba", hidden_size=32, num_hidden_layers=1)
+    if "opt" in line.split():
+        save_config(tmp_path / "opt", model_type="opt", hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     monkeypatch.chdir(tmp_path)
     capfd.readouterr()
     assert main(line.split()) == 2

@@ -164,13 +164,19 @@ def source_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def check_tokenizer(config: TrainConfig, model: "ResolvedModel") -> None:
-    """Refuses a tokenizer that cannot be loaded, cannot pad, or has more tokens than the model."""
-    from tp2d_data import load_tokenizer
+    """Refuses a tokenizer that cannot be loaded, cannot pad, is larger than the model, or lacks what the task needs."""
+    from tp2d_data import Packing, Task, check_task, load_tokenizer
 
     from tp2d_train.parts import check_vocabulary
 
     name = config.tokenizer_name or model.tokenizer_name
-    check_vocabulary(len(load_tokenizer(name, trust_remote_code=config.trust_remote_code)), model.config)
+    tokenizer = load_tokenizer(name, trust_remote_code=config.trust_remote_code)
+    check_vocabulary(len(tokenizer), model.config)
+    names = ("loss_on", "text_field", "prompt_field", "completion_field", "messages_field")
+    task = Task(**{name: getattr(config, name) for name in names})
+    rows: dict[str, Any] = {"mode": config.packing, "respect_boundaries": config.respect_boundaries}
+    packing = Packing(seq_length=config.seq_length, **rows)
+    check_task(task, tokenizer, append_eos=packing.appends_eos(config.append_eos))
 
 
 def has_cluster() -> bool:

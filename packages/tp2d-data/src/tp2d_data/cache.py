@@ -9,10 +9,11 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tp2d_data.ahead import ahead
+from tp2d_data.encoders import MOST, Encoders, cores
 from tp2d_data.examples import Tokenised, tokenise
 from tp2d_data.records import Record
 from tp2d_data.sources import Documents
@@ -34,7 +36,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 Numbered = tuple[int, Record]
 Progress = Callable[[str], None]
-_BATCH_RECORDS, _BATCH_CHARACTERS = 1024, 1_000_000
+_BATCH_RECORDS, _BATCH_CHARACTERS = 1024, 250_000  # the tokenizer takes about 130 bytes a character while at work
+_FIRST_GROUPS = 16  # in these, processes of their own would not have started
 _PROGRESS_SECONDS = 5.0
 
 
@@ -104,19 +107,36 @@ class Tokeniser:
         return open_tokens(folder)
 
     def _write(self, folder: Path, *, start: int, limit: int | None) -> None:
-        work = partial(self._tokenise, tokenizer=self.tokenizer)
-        name, batches = self.documents.source.name, grouped(self.documents.numbered(start))
+        name, groups = self.documents.source.name, grouped(self.documents.numbered(start))
         writer = _Writer(folder, self._dtype, report=partial(self._report, name, Clock()))
-        for batch, tokenised in ahead(work, batches, depth=2, workers=2):
-            if limit is not None and writer.tokens >= limit:
-                writer.close(following=batch[0][0])
-                return
-            writer.add(tokenised, read=len(batch))
+        # What is begun of a block's successor is begun in vain, so a block has few processes.
+        most = MOST if limit is None else MOST // 4
+        with closing(self._tokenised(groups, processes=min(cores(), most))) as tokenised:
+            for group, some in tokenised:
+                if limit is not None and writer.tokens >= limit:
+                    writer.close(following=group[0][0])
+                    return
+                writer.add(some, read=len(group))
         writer.close(following=None)
 
-    def _tokenise(self, batch: list[Numbered], *, tokenizer: "PreTrainedTokenizerBase") -> Tokenised:
-        records = [record for _, record in batch]
-        return tokenise(records, tokenizer=tokenizer, task=self.documents.task, append_eos=self.append_eos)
+    def _tokenised(
+        self, groups: Iterator[list[Numbered]], *, processes: int
+    ) -> Generator[tuple[list[Numbered], Tokenised]]:
+        """The groups with their tokens: the first ones made here, and if there are more, in processes of their own."""
+        work = partial(tokenise, tokenizer=self.tokenizer, task=self.documents.task, append_eos=self.append_eos)
+        yield from ahead(lambda group: work(_records(group)), islice(groups, _FIRST_GROUPS), depth=2, workers=2)
+        first = next(groups, None)
+        if first is None:
+            return
+        groups = chain([first], groups)
+        if not self.tokenizer.is_fast or self.documents.task.loss_on == "assistant":
+            yield from ahead(lambda group: work(_records(group)), groups, depth=2, workers=2)
+            return
+        with Encoders(self.tokenizer, processes=processes) as encoders:
+            elsewhere = partial(work, encoder=encoders.encode)
+            make = ahead(lambda group: elsewhere(_records(group)), groups, depth=2 * processes, workers=processes + 1)
+            with closing(make):
+                yield from make
 
     def _report(
         self, name: str, clock: "Clock", read: int, tokens: int, dropped: Mapping[str, int], *, done: bool
@@ -157,7 +177,8 @@ class _Writer:
 
     def add(self, some: Tokenised, *, read: int) -> None:
         lengths = np.fromiter(map(len, some.ids), np.int64, len(some.ids))
-        self._files["tokens"].write(np.fromiter(chain.from_iterable(some.ids), self._dtype).tobytes())
+        arrays = (np.asarray(ids, np.uint32) for ids in some.ids)
+        self._files["tokens"].write(np.concatenate([np.zeros(0, np.uint32), *arrays]).astype(self._dtype).tobytes())
         self._files["offsets"].write((self.tokens + np.cumsum(lengths)).astype("<i8").tobytes())
         if some.trained is not None:
             self._all_trained = False
@@ -182,6 +203,10 @@ class _Writer:
         }
         (self._folder / "meta.json").write_text(json.dumps(meta))
         self._report(self._read, int(self.tokens), self._dropped, done=True)
+
+
+def _records(group: list[Numbered]) -> list[Record]:
+    return [record for _, record in group]
 
 
 def grouped(records: Iterable[Numbered]) -> Iterator[list[Numbered]]:

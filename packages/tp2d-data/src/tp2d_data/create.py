@@ -133,10 +133,10 @@ def create_dataloader(
     weights = check_weights(dataset_weights, len(corpora), streaming=streaming)
     opened = [open_corpus(corpus) for corpus in corpora]
     tokenizer = load_tokenizer(tokenizer_name or model_name, trust_remote_code=trust_remote_code, cache_dir=cache_dir)
-    separated = append_eos if append_eos is not None else packing != "pad" and not respect_boundaries
-    check_task(corpora[0].task, tokenizer, append_eos=separated)
+    ends = packed.appends_eos(append_eos)
+    check_task(corpora[0].task, tokenizer, append_eos=ends)
     sources = [
-        Tokeniser(documents=one, tokenizer=tokenizer, append_eos=separated, cache_dir=cache_dir, progress=progress)
+        Tokeniser(documents=one, tokenizer=tokenizer, append_eos=ends, cache_dir=cache_dir, progress=progress)
         for one in opened
     ]
     make = partial(Loader, packing=packed, tokenizer=tokenizer, workers=num_workers, prefetch=prefetch, device=device)

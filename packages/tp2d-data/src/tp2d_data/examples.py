@@ -8,7 +8,8 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 
 MIN_TOKENS = 2  # an example of one token predicts nothing
 LossOn = Literal["all", "completion", "assistant"]
+Ids = Sequence[int] | NDArray[np.uint32]
+
+
+class Encode(Protocol):
+    """Token ids of texts, as `tokenizer.encode` gives them for one tokenizer."""
+
+    def __call__(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, eos: int | None = None
+    ) -> Sequence[Ids]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +71,7 @@ class Task:
 class Tokenised:
     """The examples of a batch of records."""
 
-    ids: list[list[int]]  # one per record kept, in their order
+    ids: list[Ids]  # one per record kept, in their order
     trained: list[NDArray[np.bool_]] | None  # which of those tokens are labels; None: all
     dropped: dict[str, int]  # how many records are left out, by reason
 
@@ -75,7 +85,12 @@ def check_task(task: Task, tokenizer: "PreTrainedTokenizerBase", *, append_eos: 
 
 
 def tokenise(
-    records: Sequence[Record], *, tokenizer: "PreTrainedTokenizerBase", task: Task, append_eos: bool
+    records: Sequence[Record],
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    append_eos: bool,
+    encoder: Encode | None = None,
 ) -> Tokenised:
     """The examples of a batch of records, tokenised on all cores.
 
@@ -89,19 +104,24 @@ def tokenise(
     the assistant, what gives fewer than two tokens, what gives no token to learn (the first of a row is never
     predicted). Null is an empty text. NUL and other control characters are given to the tokenizer as they are.
 
+    Args:
+        encoder: does the tokenizer's work elsewhere; None: here.
+
     Raises:
         ValueError: a field of another type, half a surrogate pair, a chat that is none or that the template does not
             take, a mask that is not right: each with the record's place; no end-of-text token where one is needed.
     """
     dropped: Counter[str] = Counter()
+    encoder = encoder or partial(encode, tokenizer)
     match task.loss_on:
         case "all":
-            rows = _texts(records, tokenizer=tokenizer, task=task, append_eos=append_eos, dropped=dropped)
+            eos = _eos(tokenizer, "append_eos") if append_eos else None
+            rows = _texts(records, encoder=encoder, task=task, eos=eos, dropped=dropped)
             ids = [row for row in rows if len(row) >= MIN_TOKENS]
             dropped["fewer than two tokens"] += len(rows) - len(ids)
             return Tokenised(ids=ids, trained=None, dropped=dict(+dropped))
         case "completion":
-            pairs = _completions(records, tokenizer=tokenizer, task=task, dropped=dropped)
+            pairs = _completions(records, tokenizer=tokenizer, encoder=encoder, task=task, dropped=dropped)
         case "assistant":
             found = chats.chat_examples(records, tokenizer=tokenizer, field=task.messages_field)
             pairs = [pair for pair in found if pair is not None]
@@ -128,22 +148,21 @@ def as_text(where: str, field: str, value: Any) -> str:
 
 
 def _texts(
-    records: Sequence[Record],
-    *,
-    tokenizer: "PreTrainedTokenizerBase",
-    task: Task,
-    append_eos: bool,
-    dropped: Counter[str],
-) -> list[list[int]]:
+    records: Sequence[Record], *, encoder: Encode, task: Task, eos: int | None, dropped: Counter[str]
+) -> Sequence[Ids]:
     texts = [as_text(where, task.text_field, value) for where, (value,) in records]
     filled = [text for text in texts if text and not text.isspace()]
     dropped["empty"] += len(texts) - len(filled)
-    rows = encode(tokenizer, filled)
-    return _end(rows, _eos(tokenizer, "append_eos")) if append_eos else rows
+    return encoder(filled, eos=eos)
 
 
 def _completions(
-    records: Sequence[Record], *, tokenizer: "PreTrainedTokenizerBase", task: Task, dropped: Counter[str]
+    records: Sequence[Record],
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    encoder: Encode,
+    task: Task,
+    dropped: Counter[str],
 ) -> list[tuple[list[int], NDArray[np.bool_]]]:
     eos = _eos(tokenizer, "loss_on 'completion'")
     pairs = [
@@ -152,22 +171,14 @@ def _completions(
     ]
     filled = [pair for pair in pairs if pair[1] and not pair[1].isspace()]
     dropped["no completion"] += len(pairs) - len(filled)
-    prompts = encode(tokenizer, [prompt for prompt, _ in filled])
+    prompts = encoder([prompt for prompt, _ in filled])
     if _adds_eos(tokenizer, eos):
         prompts = [prompt[:-1] for prompt in prompts]
-    completions = _end(encode(tokenizer, [text for _, text in filled], add_special_tokens=False), eos)
+    completions = encoder([text for _, text in filled], add_special_tokens=False, eos=eos)
     return [
-        (prompt + completion, np.arange(len(prompt) + len(completion)) >= len(prompt))
+        ([*prompt, *completion], np.arange(len(prompt) + len(completion)) >= len(prompt))
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
-
-
-def _end(rows: list[list[int]], eos: int) -> list[list[int]]:
-    """`rows`, each with `eos` at its end, once."""
-    for row in rows:
-        if not row or row[-1] != eos:
-            row.append(eos)
-    return rows
 
 
 def _eos(tokenizer: "PreTrainedTokenizerBase", need: str) -> int:

@@ -79,14 +79,14 @@ class FilesSource:
         return tuple(self._splits)
 
     def check(self, split: str, fields: tuple[str, ...]) -> None:
-        for file in self._splits[split]:
-            if not file.stat().st_size:
-                logger.warning("%s is empty: it gives no document", file)
         known = (self._format.fields(file) for file in self._splits[split])
         found = next((fields for fields in known if fields is not None), None)
         if found is None:
             raise ValueError(f"dataset {self.name}: split '{split}' is empty")
         require_fields(f"dataset {self.name}", fields, found)
+        for file in self._splits[split]:
+            if not file.stat().st_size:
+                logger.warning("%s is empty: it gives no document", file)
 
     def identity(self, split: str) -> Any:
         """Name within the dataset, size and digits of the content of each file, wherever they are and how old."""

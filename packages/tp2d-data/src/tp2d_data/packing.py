@@ -50,6 +50,10 @@ class Packing:
             raise ValueError(f"packing must be {', '.join(get_args(Mode))}, not '{self.mode}'")
         require_at_least("seq_length", require_integer("seq_length", self.seq_length), 2)
 
+    def appends_eos(self, choice: bool | None) -> bool:
+        """Whether documents end with the end-of-text token; None chooses it where nothing else keeps them apart."""
+        return choice if choice is not None else self.mode != "pad" and not self.respect_boundaries
+
     @property
     def has_positions(self) -> bool:
         """Whether batches carry positions that begin anew with each document."""

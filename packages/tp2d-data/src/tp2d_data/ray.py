@@ -170,7 +170,7 @@ class RayLoader:
         self.task, self.tokenizer, self.seq_length = task or Task(), tokenizer, seq_length
         self.vocab_size, self.pad_token_id = len(tokenizer), int(tokenizer.pad_token_id)
         self.packing = Packing(mode=packing, seq_length=seq_length, respect_boundaries=respect_boundaries)
-        self.append_eos = append_eos if append_eos is not None else packing != "pad" and not respect_boundaries
+        self.append_eos = self.packing.appends_eos(append_eos)
         check_task(self.task, tokenizer, append_eos=self.append_eos)
         self.sharding = Sharding(
             batch_size_per_gpu=batch_size_per_gpu,

@@ -10,6 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tp2d_data import stdlib
 from tp2d_data.hub import hub_reachable, is_hub_name, offline, one_line, unreachable
 from tp2d_data.storage import cache_root, digest, publish
@@ -120,16 +123,38 @@ def _train(texts: Iterator[str], path: Path) -> None:
 
 
 def encode(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, add_special_tokens: bool = True
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    *,
+    add_special_tokens: bool = True,
+    eos: int | None = None,
 ) -> list[list[int]]:
-    """Token ids of each text, with or without the special tokens the tokenizer adds, neither cut nor padded."""
+    """Token ids of each text, with or without the special tokens the tokenizer adds, neither cut nor padded.
+
+    With `eos` each ends with this token: it is added where it is not there yet.
+    """
     texts = list(texts)
-    if not tokenizer.is_fast:
+    if tokenizer.is_fast:
+        # Straight to the library below, on all cores: transformers would build a dictionary of lists around every text.
+        rows = _rows(plain_backend(tokenizer), texts, add_special_tokens=add_special_tokens)
+    else:
         options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
-        return tokenizer(texts, **options)["input_ids"] if texts else []
-    # Straight to the library below, on all cores: transformers would build a dictionary of lists around every text.
-    encodings = plain_backend(tokenizer).encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-    return [encoding.ids for encoding in encodings]
+        rows = tokenizer(texts, **options)["input_ids"] if texts else []
+    return rows if eos is None else [row if row[-1:] == [eos] else [*row, eos] for row in rows]
+
+
+def encode_backend(
+    backend: Any, texts: list[str], *, add_special_tokens: bool, eos: int | None
+) -> list[NDArray[np.uint32]]:
+    """As `encode`, of the object of the library below, as arrays."""
+    rows = _rows(backend, texts, add_special_tokens=add_special_tokens)
+    if eos is not None:
+        rows = [row if row[-1:] == [eos] else [*row, eos] for row in rows]
+    return [np.array(row, np.uint32) for row in rows]
+
+
+def _rows(backend: Any, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
 
 
 def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> str:

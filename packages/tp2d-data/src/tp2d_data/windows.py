@@ -8,7 +8,7 @@ there. Memory: 5 bytes a token, of a window that is used up and the next one tha
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -88,7 +88,7 @@ _Part = tuple[NDArray[np.uint32], Integers, NDArray[np.bool_] | None]
 
 def _as_arrays(some: Tokenised) -> _Part:
     lengths = np.fromiter(map(len, some.ids), np.int64, len(some.ids))
-    ids = np.fromiter(chain.from_iterable(some.ids), np.uint32, int(lengths.sum()))
+    ids = np.concatenate([np.zeros(0, np.uint32), *(np.asarray(ids, np.uint32) for ids in some.ids)])
     return ids, lengths, None if some.trained is None else np.concatenate([*some.trained, np.zeros(0, bool)])
 
 

@@ -1,0 +1,132 @@
+"""Tokenising in processes of their own, for corpora that take a while.
+
+The tokenizer's library uses all cores by threads, but what it gives has to be taken into Python object by object, under
+the interpreter's lock: from a few cores on that is what limits it, and a training loop in the same interpreter would
+feel it. A process here tokenises on one core and gives back plain arrays. The memory it takes is no rank's.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, Pipe
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST = 32
+"""Processes at the most: one reader feeds no more."""
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Encoders:
+    """Processes with a copy of a tokenizer each; what is called in several threads is done in several of them.
+
+    Args:
+        tokenizer: a fast one.
+        processes: how many; they start at once and are ready some tenths of a second later.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, processes: int) -> None:
+        from tp2d_data.tokenizer import plain_backend
+
+        backend = plain_backend(tokenizer)
+        given = (backend.to_str(), backend.encode_special_tokens)
+        self._all = [_Process(given) for _ in range(processes)]
+        self._idle: SimpleQueue[_Process] = SimpleQueue()
+        for process in self._all:
+            self._idle.put(process)
+
+    def encode(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, eos: int | None = None
+    ) -> list[NDArray[np.uint32]]:
+        """As `tokenizer.encode`; waits for a process that has nothing to do.
+
+        Raises:
+            RuntimeError: the process ended, such as for want of memory.
+        """
+        process = self._idle.get()
+        try:
+            return process.encode((list(texts), add_special_tokens, eos))
+        finally:
+            self._idle.put(process)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process in self._all:
+            process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Process:
+    def __init__(self, given: tuple[str, bool]) -> None:
+        self._connection, theirs = Pipe()
+        # A module of its own and no fork or spawn: neither this program's threads nor its main module come along.
+        command = [sys.executable, "-m", "tp2d_data.encoders", str(theirs.fileno())]
+        path = os.pathsep.join(filter(None, sys.path))
+        environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+        theirs.close()
+        self._given: Any = given
+
+    def encode(self, task: tuple[list[str], bool, int | None]) -> list[NDArray[np.uint32]]:
+        try:
+            if self._given is not None:
+                self._connection.send(self._given)
+                self._given = None
+            self._connection.send(task)
+            ids = np.frombuffer(self._connection.recv_bytes(), np.uint32)
+            ends = np.frombuffer(self._connection.recv_bytes(), np.int64)
+        except (EOFError, OSError) as error:
+            code = self._process.wait()
+            raise RuntimeError(
+                f"a process that tokenises ended with exit code {code} (-9: killed, such as for want of memory)"
+            ) from error
+        begins = [0, *ends[:-1].tolist()]
+        return [ids[begin:end] for begin, end in zip(begins, ends.tolist(), strict=False)]
+
+    def close(self) -> None:
+        self._connection.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:  # it is at work on a text that nobody waits for
+            self._process.kill()
+            self._process.wait()
+
+
+def serve(connection: Connection) -> None:
+    """What a process does, until the other end is closed."""
+    from tokenizers import Tokenizer
+
+    from tp2d_data.tokenizer import encode_backend
+
+    try:
+        text, special = connection.recv()
+        backend = Tokenizer.from_str(text)
+        backend.encode_special_tokens = special
+        while True:
+            texts, add_special_tokens, eos = connection.recv()
+            rows = encode_backend(backend, texts, add_special_tokens=add_special_tokens, eos=eos)
+            lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+            connection.send_bytes(np.concatenate([np.zeros(0, np.uint32), *rows]).tobytes())
+            connection.send_bytes(np.cumsum(lengths).tobytes())
+    except (EOFError, BrokenPipeError):
+        return
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tp2d_data import load_tokenizer
 from tp2d_mesh import Mesh
 from tp2d_mesh.testing import MeshError, run_on_mesh
 from tp2d_train.metrics import read_lines
@@ -103,6 +104,27 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(settings: dict[str, Any], tmp
     run(settings, dp=1, tp=2, name="parts")
     assert lines(settings, "parts") == pytest.approx(lines(settings, "whole"), abs=1e-5)
     assert lines(settings, "parts", "tokens") == lines(settings, "whole", "tokens")
+
+
+def test_a_stream_of_prompts_on_any_mesh_stopped_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Only completions are learnt, and a stream of them has the order and the positions of a corpus of known size."""
+    rows = [{"prompt": " ".join(WORDS[: 1 + at % 5]), "completion": WORDS[at % 7]} for at in range(30)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings |= {"dataset_name": str(tmp_path / "prompts.jsonl"), "loss_on": "completion", "optimizer": "sgd"}
+    settings |= {"streaming": True, "max_steps": 9, "num_epochs": 9, "last_batch": "pad", "learning_rate": 0.1}
+    settings |= {"holdout_percentage": 0, "block_tokens": 100, "seq_length": 32}
+    whole = run(settings, dp=1, tp=1, name="whole")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / STOP_FILE).touch()
+    run(settings, dp=2, tp=2, name="parts")
+    run(settings, dp=2, tp=1, name="parts")
+    assert lines(settings, "parts") == pytest.approx(lines(settings, "whole"), abs=1e-5)
+    assert lines(settings, "parts", "tokens") == lines(settings, "whole", "tokens")
+    tokenizer = load_tokenizer("builtin:tiny")
+    epoch = sum(len(tokenizer(row["completion"])["input_ids"]) + 1 for row in rows)
+    events = [event for event in read_lines(tmp_path / "whole" / ".events.jsonl")[0] if event["event"] == "epoch"]
+    steps = events[0]["step"]
+    assert lines(settings, "whole", "tokens")[steps - 1] == epoch and whole[0]["step"] == 9
 
 
 def test_too_few_rows_pass_through_and_are_told(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tp2d_data import load_tokenizer
+from tp2d_data.holdout import is_held_out
 from tp2d_mesh import Mesh
 from tp2d_mesh.testing import MeshError, run_on_mesh
 from tp2d_train.metrics import read_lines
@@ -112,7 +113,7 @@ def test_a_stream_of_prompts_on_any_mesh_stopped_and_resumed(settings: dict[str,
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings |= {"dataset_name": str(tmp_path / "prompts.jsonl"), "loss_on": "completion", "optimizer": "sgd"}
     settings |= {"streaming": True, "max_steps": 9, "num_epochs": 9, "last_batch": "pad", "learning_rate": 0.1}
-    settings |= {"holdout_percentage": 0, "block_tokens": 100, "seq_length": 32}
+    settings |= {"block_tokens": 100, "seq_length": 32}
     whole = run(settings, dp=1, tp=1, name="whole")
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / STOP_FILE).touch()
@@ -120,8 +121,10 @@ def test_a_stream_of_prompts_on_any_mesh_stopped_and_resumed(settings: dict[str,
     run(settings, dp=2, tp=1, name="parts")
     assert lines(settings, "parts") == pytest.approx(lines(settings, "whole"), abs=1e-5)
     assert lines(settings, "parts", "tokens") == lines(settings, "whole", "tokens")
+    assert lines(settings, "parts", "eval_loss") == pytest.approx(lines(settings, "whole", "eval_loss"), abs=1e-5)
     tokenizer = load_tokenizer("builtin:tiny")
-    epoch = sum(len(tokenizer(row["completion"])["input_ids"]) + 1 for row in rows)
+    trained = [row for row in rows if not is_held_out(json.dumps(list(row.values()), sort_keys=True), 0.2)]
+    epoch = sum(len(tokenizer(row["completion"])["input_ids"]) + 1 for row in trained)
     events = [event for event in read_lines(tmp_path / "whole" / ".events.jsonl")[0] if event["event"] == "epoch"]
     steps = events[0]["step"]
     assert lines(settings, "whole", "tokens")[steps - 1] == epoch and whole[0]["step"] == 9

@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 import torch
-from tp2d_data import create_dataloader
+from tp2d_data import TooFewRows, create_dataloader
 
 
 @pytest.fixture
@@ -116,5 +116,5 @@ def test_refusals(stream):
 def test_nothing_to_stream(tmp_path, words):
     (tmp_path / "a.txt").write_text("w0\nw1\n")
     given = {"dataset_percentage": 100, "streaming": True, "cache_dir": tmp_path / "cache"}
-    with pytest.raises(ValueError, match=r"a.txt gives no row"):
+    with pytest.raises(TooFewRows, match=r"a.txt gives no row"):
         next(iter(create_dataloader(words, str(tmp_path / "a.txt"), 8, 1, 0, 1, **given)))

@@ -74,7 +74,8 @@ def build(config: TrainConfig, *, device: torch.device, progress: Callable[[str]
     )
     check_positions(config, model.config)
     load = partial(_load, config, mesh, model, progress=progress)
-    loader = load(part="train", last_batch=config.last_batch, streaming=config.streaming)
+    blocks = {"streaming": config.streaming, "block_tokens": config.block_tokens}
+    loader = load(part="train", last_batch=config.last_batch, **blocks)
     check_vocabulary(loader.vocab_size, model.config)
     held_out, warnings = _load_held_out(config, load)
     engine = _build_engine(config, mesh, model, precision=precision)
@@ -132,11 +133,17 @@ def _join(config: TrainConfig, device: torch.device) -> Mesh:
 def _load_held_out(config: TrainConfig, load: Callable[..., Loader]) -> tuple[Loader | None, tuple[str, ...]]:
     """The batches to evaluate on, all of them: the last one is filled up. Where the data give none, a run that did not
     ask for evaluations goes without, and says so; one that set `eval_interval_steps` is refused.
+
+    Of a stream no more is read ahead than an evaluation takes.
     """
     if not config.holdout_percentage:
         return None, ()
+    batch = config.dp_size * config.batch_size_per_gpu * config.seq_length
+    tokens = config.block_tokens if config.eval_batches is None else config.eval_batches * batch
     try:
-        return load(part="eval", last_batch="pad"), ()
+        held_out = load(part="eval", last_batch="pad", streaming=config.streaming, block_tokens=tokens)
+        next(iter(held_out))  # a stream is first read here; each evaluation begins anew
+        return held_out, ()
     except TooFewRows as error:
         if config.eval_interval_steps is not None:
             raise ValueError(f"{error}; or leave out eval_interval_steps") from None
@@ -153,7 +160,7 @@ def _load(config: TrainConfig, mesh: Mesh, model: ResolvedModel, **options: Any)
         mesh.layout.dp,
         seed=config.seed,
         dataset_percentage=config.dataset_percentage,
-        dataset_weights=config.weights if options["part"] == "train" else None,
+        dataset_weights=config.weights if options["part"] == "train" or config.streaming else None,
         tokenizer_name=config.tokenizer_name or model.tokenizer_name,
         device=mesh.device,
         trust_remote_code=config.trust_remote_code,
@@ -164,7 +171,7 @@ def _load(config: TrainConfig, mesh: Mesh, model: ResolvedModel, **options: Any)
 
 
 def _row_options(config: TrainConfig) -> dict[str, Any]:
-    names = ("packing", "respect_boundaries", "append_eos", "block_tokens")
+    names = ("packing", "respect_boundaries", "append_eos")
     return {name: getattr(config, name) for name in names}
 
 

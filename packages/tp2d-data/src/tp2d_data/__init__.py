@@ -2,13 +2,13 @@
 
 from importlib.metadata import version
 
-from tp2d_data.create import TooFewRows, check_weights, create_dataloader
+from tp2d_data.create import check_weights, create_dataloader
 from tp2d_data.examples import Task, check_task
 from tp2d_data.hub import hub_reachable
 from tp2d_data.labels import causal_labels
 from tp2d_data.loader import Loader
 from tp2d_data.packing import Packing
-from tp2d_data.rows import Statistics
+from tp2d_data.rows import Statistics, TooFewRows
 from tp2d_data.sampler import order
 from tp2d_data.sources import check_source
 from tp2d_data.tokenizer import load_tokenizer

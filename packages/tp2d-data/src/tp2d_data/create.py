@@ -12,7 +12,7 @@ from tp2d_data.examples import LossOn, check_task
 from tp2d_data.loader import Loader, MixtureFeed
 from tp2d_data.mixture import Mixture
 from tp2d_data.packing import Mode, Packing
-from tp2d_data.rows import Rows, open_rows, statistics
+from tp2d_data.rows import Rows, TooFewRows, open_rows, statistics
 from tp2d_data.sampler import Sampler, Sharding, require_at_least, require_integer
 from tp2d_data.sources import Corpus, open_corpus
 from tp2d_data.storage import digest
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
-
-
-class TooFewRows(ValueError):
-    """The data give fewer rows than one global batch; the message has the counts."""
 
 
 def create_dataloader(

@@ -14,6 +14,10 @@ from tp2d_data.storage import cache_root, digest, publish
 _FORMAT = 1
 
 
+class TooFewRows(ValueError):
+    """The data give fewer rows than one global batch; the message has the counts."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
     """What became of the documents; the counts are of one epoch over all ranks."""

@@ -21,7 +21,7 @@ from tp2d_data.cache import Tokeniser
 from tp2d_data.collate import Picks
 from tp2d_data.packing import Integers, Packing
 from tp2d_data.permutation import fractions, permute
-from tp2d_data.rows import Rows, folder_of_rows, open_rows
+from tp2d_data.rows import Rows, TooFewRows, folder_of_rows, open_rows
 from tp2d_data.sampler import EMPTY, Sharding, check_data, require_at_least, require_integer
 
 BLOCK_TOKENS = 1 << 24
@@ -80,7 +80,7 @@ class SourceStream:
             if cursor == Cursor(rounds=cursor.rounds):
                 break
         if not taken and begin == Cursor(rounds=begin.rounds):
-            raise ValueError(f"dataset {self._tokeniser.documents.source.name} gives no row")
+            raise TooFewRows(f"dataset {self._tokeniser.documents.source.name} gives no row")
         return taken, cursor
 
     def _behind(self, cursor: Cursor, block: Rows, used: int) -> Cursor:

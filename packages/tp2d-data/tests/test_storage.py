@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from tp2d_data.storage import cache_root, digest, publish
+from tp2d_data.storage import cache_root, digest, publish, withdraw
 
 WRITER = """
 import sys, time
@@ -105,3 +105,11 @@ def test_cache_root(tmp_path, monkeypatch):
 
 def test_digest_does_not_depend_on_the_order_of_keys():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_withdrawn_is_gone_and_can_be_made_again(tmp_path):
+    folder = publish(tmp_path / "a", lambda temporary: (temporary / "x").touch())
+    withdraw(folder)
+    withdraw(folder)  # another process was first
+    assert not folder.exists() and [path.name for path in tmp_path.iterdir()] == ["a.lock"]
+    assert publish(folder, lambda temporary: (temporary / "x").touch()).exists()

@@ -1,11 +1,14 @@
 """Streams: the same guarantees as corpora of known size, with a few blocks on disk."""
 
 import json
+import shutil
 from itertools import islice
 
 import pytest
 import torch
 from tp2d_data import TooFewRows, create_dataloader
+from tp2d_data import stream as stream_module
+from tp2d_data.cache import open_tokens
 
 
 @pytest.fixture
@@ -118,3 +121,25 @@ def test_nothing_to_stream(tmp_path, words):
     given = {"dataset_percentage": 100, "streaming": True, "cache_dir": tmp_path / "cache"}
     with pytest.raises(TooFewRows, match=r"a.txt gives no row"):
         next(iter(create_dataloader(words, str(tmp_path / "a.txt"), 8, 1, 0, 1, **given)))
+
+
+def test_a_block_that_another_job_withdrew_is_made_again(stream, tmp_path, monkeypatch):
+    """The other job removes the block between this one's look and its opening, once."""
+    real, times = stream_module.open_rows, []
+
+    def open_rows(tokens, *args, **options):
+        times.append(tokens.key)
+        if len(times) == 1:
+            shutil.rmtree(tmp_path / "cache" / "tokens" / tokens.key)
+            return open_tokens(tmp_path / "cache" / "tokens" / tokens.key)
+        return real(tokens, *args, **options)
+
+    monkeypatch.setattr(stream_module, "open_rows", open_rows)
+    assert sorted(rows_of(stream(16))) == list(range(16)) and times[0] == times[1]
+
+
+def test_a_document_that_cannot_be_read_is_told_where_it_stands(tmp_path, words):
+    (tmp_path / "a.jsonl").write_text('{"text": "w0 w1"}\n{"text": 5}\n')
+    given = {"dataset_percentage": 100, "streaming": True, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(ValueError, match=r"a.jsonl, line 2: field 'text' holds a int"):
+        next(iter(create_dataloader(words, str(tmp_path / "a.jsonl"), 8, 1, 0, 1, **given)))

@@ -25,7 +25,7 @@ from tp2d_data.encoders import MOST, Encoders, cores
 from tp2d_data.examples import Tokenised, tokenise
 from tp2d_data.records import Record
 from tp2d_data.sources import Documents
-from tp2d_data.storage import cache_root, digest, publish
+from tp2d_data.storage import Damaged, cache_root, digest, publish
 from tp2d_data.tokenizer import highest_id, tokenizer_identity
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def open_tokens(folder: Path) -> Tokens:
             key=folder.name,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"the cached tokens in {folder} are damaged ({error}); delete that folder") from error
+        raise Damaged("tokens", folder, error) from error
 
 
 def _map(path: Path, dtype: str, length: int) -> NDArray:

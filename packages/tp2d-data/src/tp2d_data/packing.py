@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tp2d_data.sampler import require_at_least, require_integer
+from tp2d_data.storage import Damaged
 
 Mode = Literal["pad", "concat", "best_fit"]
 Integers = NDArray[np.int64]
@@ -290,7 +291,7 @@ def open_packed(folder: Path) -> PackedTable:
             cut_tokens=meta["cut_tokens"],
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"the cached rows in {folder} are damaged ({error}); delete that folder") from error
+        raise Damaged("rows", folder, error) from error
 
 
 def _map(path: Path, dtype: str) -> NDArray:

@@ -51,6 +51,22 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
+class Damaged(ValueError):
+    """What is kept in a folder is not what was written there."""
+
+    def __init__(self, what: str, folder: Path, error: Exception) -> None:
+        super().__init__(f"the cached {what} in {folder} are damaged ({error}); delete that folder")
+        self.folder = folder
+
+
+def withdraw(folder: Path) -> None:
+    """Removes what `publish` made: for others it is there whole or gone."""
+    gone = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):  # another process was first
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def require_writable(folder: Path) -> None:
     """Makes `folder` where it is not there yet; ValueError where it cannot be made or written."""
     try:

@@ -8,7 +8,6 @@ The order is a function of (seed, epoch, settings). The position says how many s
 source, which block is open and how many of its rows are used, so that it is found again without reading what is before.
 """
 
-import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from tp2d_data.packing import Integers, Packing
 from tp2d_data.permutation import fractions, permute
 from tp2d_data.rows import Rows, TooFewRows, folder_of_rows, open_rows
 from tp2d_data.sampler import EMPTY, Sharding, check_data, require_at_least, require_integer
+from tp2d_data.storage import Damaged, withdraw
 
 BLOCK_TOKENS = 1 << 24
 """Tokens of a block: 32 to 64 MB on disk."""
@@ -104,8 +104,13 @@ class SourceStream:
         return self._blocks[document]
 
     def _open(self, document: int) -> Rows:
-        tokens = self._tokeniser.block(document, self._block_tokens)
-        return open_rows(tokens, self._packing, cache_dir=self._tokeniser.cache_dir)
+        while True:
+            try:
+                tokens = self._tokeniser.block(document, self._block_tokens)
+                return open_rows(tokens, self._packing, cache_dir=self._tokeniser.cache_dir)
+            except Damaged as error:
+                if error.folder.exists():
+                    raise  # else another job over the same data, which is ahead, withdrew it meanwhile
 
     def _forget(self, document: int) -> None:
         """Removes blocks that were used up some time ago; a rank that is behind still has them mapped."""
@@ -120,7 +125,7 @@ class SourceStream:
                 folder_of_rows(key, self._packing, self._tokeniser.cache_dir),
             ]
             for folder in folders:
-                shutil.rmtree(folder, ignore_errors=True)
+                withdraw(folder)
 
 
 class StreamSampler:

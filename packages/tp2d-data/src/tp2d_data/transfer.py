@@ -20,7 +20,7 @@ class Arrays(dict[str, Any]):
 
 
 class Transfer:
-    """Makes tensors of batches: on the CPU without copying; on a GPU through pinned memory, on a stream of its own.
+    """Makes tensors of batches: on the CPU without copying; elsewhere through pinned memory, on a stream of its own.
 
     `send` may be called in any thread; `receive` in the one that computes, where it lets the present stream wait for
     the copy, and the host for nothing.
@@ -33,7 +33,8 @@ class Transfer:
         import torch
 
         self._device = torch.device("cpu" if device is None else device)
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._module: Any = torch.get_device_module(self._device)
+        self._stream: Any = None if self._device.type == "cpu" else self._module.Stream(self._device)
 
     def send(self, batch: Batch) -> tuple[Arrays, Any]:
         """The batch's tensors, and an event that says when they are there (None: they are)."""
@@ -42,17 +43,15 @@ class Transfer:
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         if self._stream is None:
             return Arrays(tensors), None
-        with torch.cuda.stream(self._stream):
+        with self._module.stream(self._stream):
             moved = {name: t.pin_memory().to(self._device, non_blocking=True) for name, t in tensors.items()}
             return Arrays(moved), self._stream.record_event()
 
     def receive(self, sent: tuple[Arrays, Any]) -> Arrays:
         """The batch, safe to use on the present stream."""
-        import torch
-
         batch, arrived = sent
         if arrived is not None:
-            present = torch.cuda.current_stream(self._device)
+            present = self._module.current_stream(self._device)
             present.wait_event(arrived)
             for tensor in batch.values():
                 tensor.record_stream(present)

@@ -1,6 +1,7 @@
 """Whole runs by `train_func` on real meshes with the FSDP2 engine: what they compute and what they leave behind."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_a_mesh_computes_what_one_process_computes(settings: dict[str, Any], tmp
     assert left == {"checkpoints", "metrics.jsonl", "summary.json", "loss.png", ".events.jsonl"}
 
 
-def test_the_summary_says_what_was_done(settings: dict[str, Any]) -> None:
+def test_the_summary_says_what_was_done(settings: dict[str, Any], tmp_path: Path) -> None:
     summary, other = run(settings, dp=1, tp=2, name="run")
     assert summary["finished"] and other["finished"]
     assert summary["final_loss"] == lines(settings, "run")[-1]
@@ -76,6 +77,9 @@ def test_the_summary_says_what_was_done(settings: dict[str, Any]) -> None:
     assert summary["tokens"] == lines(settings, "run", "tokens")[-1]
     assert summary["mesh"] == "1x2 (dp x tp)" and summary["engine"] == "fsdp2" and summary["precision"] == "fp32"
     assert summary["parameters"] == 1_312_896 and summary["step"] == 4
+    assert summary["data"]["documents"] == 30 and summary["data"]["rows"] > 10 and summary["data"]["dropped"] == {}
+    said = [event["message"] for event in read_lines(tmp_path / "run" / ".events.jsonl")[0] if event["event"] == "data"]
+    assert re.fullmatch(r"\d\d rows of 12 tokens, 9\d.\d% filled, of 30 documents", said[-1])
     assert summary["seconds"].keys() == {"setup", "train", "eval", "save"}
     assert {"python", "torch", "transformers", "tp2d-fsdp2"} <= summary["versions"].keys()
     assert summary["tokens_per_second"] > 0 and "mfu" not in summary

@@ -259,3 +259,11 @@ def test_real_text_as_the_tutorials_have_it(tmp_path):
     assert len(loader) == 1230
     real = sum(int(batch["attention_mask"].sum()) for batch in islice(loader, 100))
     assert 0.15 < real / (100 * 512) < 0.35  # 25 % of the computed tokens are useful
+
+
+def test_statistics_tell_what_was_left_out(words, tmp_path):
+    (tmp_path / "a.txt").write_text("w0 w1 w2 w3 w4\n\nw5\nw6 w7\n")
+    given = {"dataset_percentage": 100, "packing": "pad", "cache_dir": tmp_path / "cache"}
+    counts = create_dataloader(words, str(tmp_path / "a.txt"), 4, 1, 0, 1, **given).statistics
+    assert counts.dropped == {"empty": 1, "fewer than two tokens": 1} and counts.documents == 4
+    assert (counts.rows, counts.tokens, counts.cut_tokens, counts.padded_tokens) == (2, 6, 1, 2)

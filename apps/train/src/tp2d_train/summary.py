@@ -1,9 +1,11 @@
 """What a run says of itself at its start and at its end."""
 
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from tp2d_data import Statistics
 from tp2d_mesh.devices import peak_memory
 
 from tp2d_train.config import TrainConfig
@@ -22,10 +24,21 @@ def announce(config: TrainConfig, parts: Parts, run: RunState, record: Record, *
     record.resume(step=run.step)
     record.summary({"finished": False, **place, **_identity(config, parts)})
     record.event("started", **place, **_identity(config, parts), places=parts.places)
+    if parts.loader.statistics is not None:
+        record.event("data", message=describe_data(parts.loader.statistics, seq_length=config.seq_length))
     for message in parts.warnings:
         record.event("warning", **place, message=message)
     if resumed is not None:
         record.event("resumed", **place, checkpoint=resumed)
+
+
+def describe_data(statistics: Statistics, *, seq_length: int) -> str:
+    """What became of the documents, in one line: nothing that is left out is left out silently."""
+    filled = statistics.tokens / max(1, statistics.rows * seq_length)
+    losses = [f"{count:,} left out ({reason})" for reason, count in statistics.dropped.items()]
+    losses += [f"{statistics.cut_tokens:,} tokens cut off"] if statistics.cut_tokens else []
+    rows = f"{statistics.rows:,} rows of {seq_length} tokens, {filled:.1%} filled"
+    return f"{rows}, of {statistics.documents:,} documents{''.join(f', {loss}' for loss in losses)}"
 
 
 def summarise(
@@ -47,6 +60,7 @@ def summarise(
         "max_steps": config.max_steps,
         **meter.overall(step=run.step, tokens=figures["tokens"]),
         "memory_bytes": memory,
+        "data": None if parts.loader.statistics is None else asdict(parts.loader.statistics),
         "seconds": dict(clock.seconds),
         "versions": _versions(config.engine),
     }

@@ -8,6 +8,7 @@ feel it. A process here tokenises on one core and gives back plain arrays. The m
 import os
 import subprocess
 import sys
+from array import array
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
@@ -76,7 +77,7 @@ class _Process:
     def __init__(self, given: tuple[str, bool]) -> None:
         self._connection, theirs = Pipe()
         # A module of its own and no fork or spawn: neither this program's threads nor its main module come along.
-        command = [sys.executable, "-m", "tp2d_data.encoders", str(theirs.fileno())]
+        command = [sys.executable, "-c", f"from tp2d_data.encoders import serve; serve({theirs.fileno()})"]
         path = os.pathsep.join(filter(None, sys.path))
         environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
@@ -108,12 +109,13 @@ class _Process:
             self._process.wait()
 
 
-def serve(connection: Connection) -> None:
-    """What a process does, until the other end is closed."""
+def serve(descriptor: int) -> None:
+    """What a process does, until the other end of the pipe is closed."""
     from tokenizers import Tokenizer
 
     from tp2d_data.tokenizer import encode_backend
 
+    connection = Connection(descriptor)
     try:
         text, special = connection.recv()
         backend = Tokenizer.from_str(text)
@@ -121,12 +123,10 @@ def serve(connection: Connection) -> None:
         while True:
             texts, add_special_tokens, eos = connection.recv()
             rows = encode_backend(backend, texts, add_special_tokens=add_special_tokens, eos=eos)
-            lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-            connection.send_bytes(np.concatenate([np.zeros(0, np.uint32), *rows]).tobytes())
-            connection.send_bytes(np.cumsum(lengths).tobytes())
+            flat = array("I")
+            for row in rows:
+                flat.fromlist(row)
+            connection.send_bytes(flat.tobytes())
+            connection.send_bytes(np.cumsum([len(row) for row in rows], dtype=np.int64).tobytes())
     except (EOFError, BrokenPipeError):
         return
-
-
-if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))

@@ -10,9 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tp2d_data import stdlib
 from tp2d_data.hub import hub_reachable, is_hub_name, offline, one_line, unreachable
 from tp2d_data.storage import cache_root, digest, publish
@@ -133,28 +130,21 @@ def encode(
 
     With `eos` each ends with this token: it is added where it is not there yet.
     """
-    texts = list(texts)
+    options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
     if tokenizer.is_fast:
         # Straight to the library below, on all cores: transformers would build a dictionary of lists around every text.
-        rows = _rows(plain_backend(tokenizer), texts, add_special_tokens=add_special_tokens)
-    else:
-        options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
-        rows = tokenizer(texts, **options)["input_ids"] if texts else []
+        return encode_backend(plain_backend(tokenizer), texts, add_special_tokens=add_special_tokens, eos=eos)
+    return _ended(tokenizer(list(texts), **options)["input_ids"] if texts else [], eos)
+
+
+def encode_backend(backend: Any, texts: Sequence[str], *, add_special_tokens: bool, eos: int | None) -> list[list[int]]:
+    """As `encode`, of the object of the library below."""
+    encodings = backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+    return _ended([encoding.ids for encoding in encodings], eos)
+
+
+def _ended(rows: list[list[int]], eos: int | None) -> list[list[int]]:
     return rows if eos is None else [row if row[-1:] == [eos] else [*row, eos] for row in rows]
-
-
-def encode_backend(
-    backend: Any, texts: list[str], *, add_special_tokens: bool, eos: int | None
-) -> list[NDArray[np.uint32]]:
-    """As `encode`, of the object of the library below, as arrays."""
-    rows = _rows(backend, texts, add_special_tokens=add_special_tokens)
-    if eos is not None:
-        rows = [row if row[-1:] == [eos] else [*row, eos] for row in rows]
-    return [np.array(row, np.uint32) for row in rows]
-
-
-def _rows(backend: Any, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
 
 
 def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -195,7 +195,7 @@ def dropout(mesh: Mesh, config: Any, folder: Path) -> tuple[float, float]:
     engine = AutoTPEngine(config=config, weights=folder, mesh=mesh, seed=3)
     batch = {key: value[:4] for key, value in BATCHES[0].items()}
     engine.zero.train()
-    loss = engine._loss_sum(engine.zero, batch)
+    loss = engine._loss_sum(engine.zero, engine._to_device(batch))
     return float(loss), float(torch.rand(()))
 
 

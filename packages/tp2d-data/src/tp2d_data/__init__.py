@@ -5,7 +5,6 @@ from importlib.metadata import version
 from tp2d_data.create import check_weights, create_dataloader
 from tp2d_data.examples import Task, check_task
 from tp2d_data.hub import hub_reachable
-from tp2d_data.labels import causal_labels
 from tp2d_data.loader import Loader
 from tp2d_data.packing import Packing
 from tp2d_data.rows import Statistics, TooFewRows
@@ -22,7 +21,6 @@ __all__ = [
     "Task",
     "TooFewRows",
     "__version__",
-    "causal_labels",
     "check_source",
     "check_task",
     "check_weights",

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tp2d_data.labels import IGNORED
 from tp2d_data.packing import Integers, Packing, ranges
 from tp2d_data.rows import Rows
 from tp2d_data.sampler import EMPTY
 
 Batch = dict[str, NDArray[np.int64]]
+IGNORED = -100
+"""The label that no loss counts, as in torch.nn.functional.cross_entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 SMALL = [
     *("--launcher", "local", "--tp-size", "1", "--num-workers", "1", "--dataset-name", "text.txt"),
     *("--dataset-percentage", "100", "--holdout-percentage", "0", "--seq-length", "16", "--batch-size", "2"),
-    *("--log-interval", "1", "--warmup-steps", "1"),
+    *("--log-interval", "1", "--warmup-steps", "1", "--packing", "pad"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,9 @@ from tp2d_mesh.parity import TINY, tiny_model
 
 BATCH = packed_batch(vocab_size=TINY["vocab_size"])
 CPU = torch.device("cpu")
+needs_transformers = pytest.mark.skipif(
+    find_spec("transformers") is None, reason="transformers is not installed: tp2d-mesh itself does without"
+)
 
 
 def config_of(family: str, **values: Any) -> Any:
@@ -51,6 +55,7 @@ def test_flash_attention_takes_one_row_and_the_ends_of_all_documents() -> None:
     assert type(inputs["max_length_q"]) is int  # a tensor would be read back in every layer
 
 
+@needs_transformers
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flash_attention_2"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_a_model_computes_the_sum_over_the_documents(family: str, attention: str) -> None:
@@ -126,6 +131,7 @@ def test_frequencies_that_follow_the_configuration_alone_are_taken(kind: str) ->
     check_packed(config, attention="sdpa", seq_length=24)
 
 
+@needs_transformers
 def test_dynamic_frequencies_do_reach_the_neighbours() -> None:
     """Shows why that is refused: past the limit, what a document computes depends on the longest of the batch."""
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}

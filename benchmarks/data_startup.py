@@ -34,13 +34,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prose import machine, write_prose
+from data_startup_report import report
+from prose import write_prose
 
 RESULT = Path(__file__).parent / "results" / "data_startup.md"
 SEQ_LENGTH, BATCH, BATCHES = 512, 8, 50
 BATCH_SIZES, TRIED_BYTES = (64, 256, 1024, 4096), 16 << 20  # documents of a bare batch
 POLL_SECONDS = 0.5  # each look stops the process for some milliseconds
-RATIO_BOUND, SECOND_START_BOUND, MEMORY_BOUND = 1.3, 3.0, 300  # times, seconds, MB (10**6 bytes)
 Figures = dict[str, Any]
 
 
@@ -52,7 +52,13 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="data-startup-") as folder:
         figures = measure(Path(folder), options)
-    table, good = report(figures, options)
+    table, good = report(
+        figures,
+        command=f"python benchmarks/data_startup.py --megabytes {options.megabytes}",
+        rows=f"{SEQ_LENGTH}, {BATCH} rows a batch",
+        batch_sizes=BATCH_SIZES,
+        batches=BATCHES,
+    )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(table, encoding="utf-8")
     print(f"{table}\nwritten: {options.output}")
@@ -247,60 +253,6 @@ CHILDREN: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "first": first,
     "second": second,
 }
-
-
-def report(figures: Figures, options: argparse.Namespace) -> tuple[str, bool]:
-    """The table, and whether every bound is kept."""
-    corpus, bare, first, second = (figures[name] for name in ("prepare", "bare", "first", "second"))
-    above = {name: (figures[name][key] - figures["imports"]["private"]) / 1e6 for name, key in MEMORY.items()}
-    checks = [
-        ("first start / bare, wall", first["work"] / bare["work"], RATIO_BOUND, ""),
-        ("second start without imports", second["work"], SECOND_START_BOUND, " s"),
-        ("private memory above the imports, highest in the first start", above["first"], MEMORY_BOUND, " MB"),
-        ("private memory above the imports, after 50 batches", above["second"], MEMORY_BOUND, " MB"),
-    ]
-    imports, tokens, rows = figures["imports"], first["statistics"]["tokens"], first["statistics"]["rows"]
-    lines = [
-        "# From the start to the first batch",
-        "",
-        f"`python benchmarks/data_startup.py --megabytes {options.megabytes}`, {machine(*PACKAGES)}.",
-        f"{corpus['bytes'] / 1e6:,.0f} MB of text in {corpus['documents']:,} documents, made of {figures['made_of']};",
-        f"a document has {corpus['median']} bytes (median), {corpus['high']:,} (99 %), {corpus['longest']:,} (most).",
-        f"{tokens:,} tokens in {rows:,} rows of {SEQ_LENGTH}, {BATCH} rows a batch. The script says what is measured.",
-        "",
-        "| | wall s | processor s | MB of text per s |",
-        "|---|---|---|---|",
-        *(_times(name, figures[key], corpus["bytes"]) for key, name in NAMES.items()),
-        "",
-        f"Bare: batches of {figures['batch_size']} documents, the best of {', '.join(map(str, BATCH_SIZES))}.",
-        f"First start / bare in processor seconds: {first['processor'] / bare['processor']:.2f}.",
-        f"Second start with the interpreter and all imports: {second['since_start']:.2f} s to the first batch, of",
-        f"which `import torch, datasets, transformers` took {second['imports']:.2f} s.",
-        f"Private memory of the imports alone: {imports['private'] / 1e6:.0f} MB. Mapped pages of files after",
-        f"{BATCHES} batches: {second['mapped'] / 1e6:.0f} MB, of the imports alone {imports['mapped'] / 1e6:.0f} MB.",
-        "",
-        "| bound | measured | at most | |",
-        "|---|---|---|---|",
-        *(
-            f"| {name} | {value:.2f}{unit} | {most:g}{unit} | {_verdict(value, most)} |"
-            for name, value, most, unit in checks
-        ),
-    ]
-    return "\n".join(lines) + "\n", all(value <= most for _, value, most, _ in checks)
-
-
-PACKAGES = ("tokenizers", "datasets", "transformers", "torch")
-MEMORY = {"first": "peak", "second": "private"}
-NAMES = {"bare": "bare `tokenizers` loop", "first": "first start", "second": "second start", "imports": "imports"}
-
-
-def _times(name: str, figures: Figures, size: int) -> str:
-    speed = f"{size / 1e6 / figures['work']:.1f}" if figures["work"] and name in (NAMES["bare"], NAMES["first"]) else ""
-    return f"| {name} | {figures['work']:.2f} | {figures['processor']:.2f} | {speed} |"
-
-
-def _verdict(value: float, most: float) -> str:
-    return "kept" if value <= most else "missed"
 
 
 if __name__ == "__main__":

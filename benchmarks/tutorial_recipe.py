@@ -249,7 +249,7 @@ def load_weights(run: Path, model: Any, *, engine: str) -> None:
     if engine == "fsdp2":
         with tempfile.TemporaryDirectory() as folder:
             dcp_to_torch_save(newest, Path(folder) / "all.pt")
-            model.load_state_dict(torch.load(Path(folder) / "all.pt", weights_only=False)["model"])
+            model.load_state_dict(torch.load(Path(folder) / "all.pt", weights_only=True)["model"])
         return
     files = sorted((newest / "last").glob("mp_rank_*_model_states.pt"))
     parts = [torch.load(file, weights_only=False)["module"] for file in files]  # written by the run itself

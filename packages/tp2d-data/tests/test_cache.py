@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tp2d_data import load_tokenizer
 from tp2d_data.cache import Tokeniser, grouped
+from tp2d_data.examples import Task
 from tp2d_data.records import Record
 from tp2d_data.sources import Corpus, open_corpus
 
@@ -51,7 +52,8 @@ def test_tokens_are_mapped_and_not_read(tokens):
 
 def test_which_tokens_are_labels_is_kept(tmp_path, words):
     (tmp_path / "a.jsonl").write_text('{"prompt": "w0 w1", "completion": "w2"}\n')
-    found = tokenise(tmp_path / "a.jsonl", load_tokenizer(words), tmp_path / "cache", loss_on="completion").all()
+    task = Task(loss_on="completion")
+    found = tokenise(tmp_path / "a.jsonl", load_tokenizer(words), tmp_path / "cache", task=task).all()
     assert found.ids.tolist() == [2, 3, 4, 1] and found.trained.tolist() == [0, 0, 1, 1]
 
 

@@ -27,14 +27,15 @@ CLIENT = """
 import json, sys, time
 import datasets
 from transformers import AutoTokenizer  # these imports are not what is timed
-from tp2d_data import load_tokenizer
-from tp2d_data.sources import Corpus, open_corpus
+from tp2d_data import Corpus, Task, load_tokenizer
+from tp2d_data.sources import open_corpus
 
 def answer(options):
     if "tokenizer" in options:
         return {"ids": load_tokenizer(options["tokenizer"])("w0 w1")["input_ids"]}
     start = options.pop("start", 0)
-    documents = open_corpus(Corpus(**({"dataset_percentage": 100} | options)))
+    task = Task(text_field=options.pop("text_field", "text"))
+    documents = open_corpus(Corpus(task=task, **({"dataset_percentage": 100} | options)))
     records = list(documents.records(start))
     texts = [record.values[0] for record in records]
     return {"identity": documents.identity(), "texts": texts, "first": records[0].where if records else None}

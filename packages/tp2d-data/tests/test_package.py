@@ -21,7 +21,7 @@ def test_import_and_checks_are_light():
     heavy = "torch", "transformers", "datasets", "pyarrow", "huggingface_hub"
     code = f"""
 import sys, tp2d_data
-tp2d_data.check_source("builtin:stdlib")
+tp2d_data.check_source(tp2d_data.Corpus(dataset_name="builtin:stdlib"))
 print([name for name in {heavy} if name in sys.modules])
 """
     assert run(code).stdout.strip() == "[]"

@@ -3,8 +3,8 @@ import time
 from itertools import product
 
 import pytest
-from tp2d_data import check_source
-from tp2d_data.sources import Corpus, open_corpus
+from tp2d_data import Corpus, Task, check_source
+from tp2d_data.sources import open_corpus
 
 
 def documents(name, **options):
@@ -38,7 +38,7 @@ def test_percentage_takes_the_first_documents(lines, percentage, count):
 @pytest.mark.parametrize("percentage", [0, -1, 100.1, 101, float("nan"), float("inf")])
 def test_refuses_percentages(lines, percentage):
     with pytest.raises(ValueError, match=f"dataset_percentage must be above 0 and at most 100, not {percentage}"):
-        check_source(str(lines), dataset_percentage=percentage)
+        check_source(Corpus(dataset_name=str(lines), dataset_percentage=percentage))
 
 
 def test_holdout_parts_are_disjoint_and_whole(lines):
@@ -54,10 +54,10 @@ def test_holdout_is_a_share_of_what_the_percentage_leaves(lines):
 
 def test_own_validation_split_is_what_is_evaluated_on(folder):
     """A holdout then takes nothing from the training split."""
-    options = {"text_field": "body", "holdout": 0.9}
+    options = {"task": Task(text_field="body"), "holdout": 0.9}
     assert documents(folder, part="train", **options) == ["train"]
     assert documents(folder, part="eval", **options) == ["validation"]
-    assert documents(folder, split="validation", text_field="body") == ["validation"]
+    assert documents(folder, split="validation", task=Task(text_field="body")) == ["validation"]
 
 
 def test_builtin_corpus(builtin_cache):
@@ -73,7 +73,7 @@ def test_configuration_of_a_folder_is_a_folder_in_it(tmp_path):
         (tmp_path / name / "a.txt").write_text(name)
     assert documents(tmp_path, dataset_config="two") == ["two"]
     with pytest.raises(ValueError, match="has no folder for dataset_config 'three'; it has one, two"):
-        check_source(str(tmp_path), dataset_config="three")
+        check_source(Corpus(dataset_name=str(tmp_path), dataset_config="three"))
 
 
 def test_identity_tells_every_choice_apart(lines, folder):
@@ -91,18 +91,19 @@ def test_identity_tells_every_choice_apart(lines, folder):
 def test_refusals(lines, folder, tmp_path):
     def refusal(name, **options):
         with pytest.raises(ValueError) as raised:
-            check_source(str(name), **options)
+            check_source(Corpus(dataset_name=str(name), **options))
         return str(raised.value)
 
     assert refusal("") == "dataset_name is empty; give a hub name, a local file or folder, or builtin:stdlib"
     assert refusal("builtin:stlib") == "dataset 'builtin:stlib' is unknown; the only built-in one is builtin:stdlib"
     assert "has no configurations" in refusal("builtin:stdlib", dataset_config="x")
     assert "builtin:stdlib has no split 'test'; it has train, validation" in refusal("builtin:stdlib", split="test")
-    assert "has no field 'body'; it has text" in refusal("builtin:stdlib", text_field="body")
+    assert "has no field 'body'; it has text" in refusal("builtin:stdlib", task=Task(text_field="body"))
     assert f"dataset {tmp_path}/none does not exist; give a hub name" in refusal(tmp_path / "none")
     assert "dataset ./none.txt does not exist" in refusal("./none.txt")
     assert "dataset none.txt does not exist" in refusal("none.txt")
-    assert "has no split 'test'; it has train, validation" in refusal(folder, split="test", text_field="body")
+    body = Task(text_field="body")
+    assert "has no split 'test'; it has train, validation" in refusal(folder, split="test", task=body)
     assert "has no field 'text'; it has body: choose one with text_field" in refusal(folder / "train.jsonl")
     assert "has no validation split and holdout is 0" in refusal(lines, part="eval")
     assert refusal(lines, part="test") == "part must be train or eval, not 'test'"
@@ -116,8 +117,8 @@ def test_check_is_quick(tmp_path):
     """It reads the beginning and never the whole: 50 MB would take far more processor time to tokenise than this."""
     (tmp_path / "large.txt").write_text("a line of a large corpus\n" * 2_000_000)
     begin = time.process_time()
-    check_source(str(tmp_path / "large.txt"), dataset_percentage=50)
-    check_source("builtin:stdlib", part="eval")
+    check_source(Corpus(dataset_name=str(tmp_path / "large.txt"), dataset_percentage=50))
+    check_source(Corpus(dataset_name="builtin:stdlib", part="eval"))
     assert time.process_time() - begin < 2
 
 
@@ -139,17 +140,18 @@ def test_begins_at_any_record(lines):
 def test_fields_of_other_tasks(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"q": "why", "a": "so", "chat": []}) + "\n")
-    task = {"loss_on": "completion", "prompt_field": "q", "completion_field": "a"}
-    corpus = Corpus(dataset_name=str(path), dataset_percentage=100, **task)
+    task = Task(loss_on="completion", prompt_field="q", completion_field="a")
+    corpus = Corpus(dataset_name=str(path), dataset_percentage=100, task=task)
     assert [record.values for record in open_corpus(corpus)] == [("why", "so")]
-    check_source(str(path), loss_on="assistant", messages_field="chat")
+    chat = Task(loss_on="assistant", messages_field="chat")
+    check_source(Corpus(dataset_name=str(path), task=chat))
     with pytest.raises(ValueError, match="has no field 'messages'; it has q, a, chat: choose one with text_field, "):
-        check_source(str(path), loss_on="assistant")
+        check_source(Corpus(dataset_name=str(path), task=Task(loss_on="assistant")))
     with pytest.raises(ValueError, match="loss_on must be all, completion or assistant, not 'x'"):
-        check_source(str(path), loss_on="x")
+        Task(loss_on="x")
     identities = {
-        json.dumps(open_corpus(Corpus(dataset_name=str(path), **options)).identity())
-        for options in (task, {"loss_on": "assistant", "messages_field": "chat"}, {"text_field": "chat"})
+        json.dumps(open_corpus(Corpus(dataset_name=str(path), task=each)).identity())
+        for each in (task, chat, Task(text_field="chat"))
     }
     assert len(identities) == 3
 
@@ -158,7 +160,7 @@ def test_holdout_of_chats_is_by_their_content(tmp_path):
     path = tmp_path / "chats.jsonl"
     chats = [[{"role": "user", "content": f"question {i}"}] for i in range(200)]
     path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-    options = {"holdout": 0.2, "loss_on": "assistant"}
+    options = {"holdout": 0.2, "task": Task(loss_on="assistant")}
     train, held_out = (documents(path, part=part, **options) for part in ("train", "eval"))
     assert 20 < len(held_out) < 60 and sorted(train + held_out, key=str) == sorted(chats, key=str)
 

@@ -77,12 +77,15 @@ def check_model(config: TrainConfig, model: "PretrainedConfig") -> None:
     import torch
     from tp2d_mesh import plan_model
     from tp2d_mesh.packed import check_packed
-    from transformers import AutoModelForCausalLM
+    from tp2d_mesh.weights import build_skeleton
 
-    options = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
     try:
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(model, trust_remote_code=config.trust_remote_code, **options)
+        skeleton = build_skeleton(
+            model,
+            dtype=torch.float32,
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+        )
     except (ValueError, ImportError) as error:
         reason = str(error).splitlines()[0]  # of an unknown type transformers goes on with all it knows
         raise ValueError(f"model {config.model_name} cannot be built as a causal language model: {reason}") from None
@@ -137,30 +140,29 @@ def check_deepspeed(config: TrainConfig, *, device: str) -> None:
 
 def check_data(config: TrainConfig) -> None:
     """Refuses a dataset that is not there, has no such configuration, split or field, or holds nothing."""
-    from tp2d_data import check_source, check_weights
+    from tp2d_data import Corpus, Task, check_source, check_weights
 
     check_weights(config.weights, len(config.dataset_names), streaming=config.streaming)
+    task = Task(**task_options(config))
     for name in config.dataset_names:
-        check_source(
-            name,
-            dataset_percentage=config.dataset_percentage,
-            streaming=config.streaming,
-            **source_options(config),
-        )
+        check_source(Corpus(dataset_name=name, task=task, streaming=config.streaming, **source_options(config)))
 
 
 def source_options(config: TrainConfig) -> dict[str, Any]:
-    """What the data package takes to find a dataset's documents and read them."""
+    """What the data package takes to find a dataset's documents."""
     return {
         "dataset_config": config.dataset_config,
         "split": config.split,
-        "loss_on": config.loss_on,
-        "text_field": config.text_field,
-        "prompt_field": config.prompt_field,
-        "completion_field": config.completion_field,
-        "messages_field": config.messages_field,
+        "dataset_percentage": config.dataset_percentage,
         "holdout": config.holdout_percentage / 100,
     }
+
+
+def task_options(config: TrainConfig) -> dict[str, Any]:
+    """What the data package takes to read a document."""
+    from tp2d_data import Task
+
+    return {option.name: getattr(config, option.name) for option in dataclasses.fields(Task)}
 
 
 def check_tokenizer(config: TrainConfig, model: "ResolvedModel") -> None:
@@ -172,11 +174,9 @@ def check_tokenizer(config: TrainConfig, model: "ResolvedModel") -> None:
     name = config.tokenizer_name or model.tokenizer_name
     tokenizer = load_tokenizer(name, trust_remote_code=config.trust_remote_code)
     check_vocabulary(len(tokenizer), model.config)
-    names = ("loss_on", "text_field", "prompt_field", "completion_field", "messages_field")
-    task = Task(**{name: getattr(config, name) for name in names})
     rows: dict[str, Any] = {"mode": config.packing, "respect_boundaries": config.respect_boundaries}
     packing = Packing(seq_length=config.seq_length, **rows)
-    check_task(task, tokenizer, append_eos=packing.appends_eos(config.append_eos))
+    check_task(Task(**task_options(config)), tokenizer, append_eos=packing.appends_eos(config.append_eos))
 
 
 def has_cluster() -> bool:

@@ -19,7 +19,7 @@ from tp2d_mesh import Layout, Mesh, build_mesh
 from tp2d_mesh.devices import peak_flops, resolve_precision
 from tp2d_mesh.placement import check_tp_groups, rank_table
 
-from tp2d_train.checks import check_positions, deepspeed_options, source_options
+from tp2d_train.checks import check_positions, deepspeed_options, source_options, task_options
 from tp2d_train.config import TrainConfig
 from tp2d_train.engines import Engine, create_engine
 from tp2d_train.meter import Hardware, flops_per_token
@@ -159,12 +159,12 @@ def _load(config: TrainConfig, mesh: Mesh, model: ResolvedModel, **options: Any)
         mesh.dp_rank,
         mesh.layout.dp,
         seed=config.seed,
-        dataset_percentage=config.dataset_percentage,
         dataset_weights=config.weights if options["part"] == "train" or config.streaming else None,
         tokenizer_name=config.tokenizer_name or model.tokenizer_name,
         device=mesh.device,
         trust_remote_code=config.trust_remote_code,
         **source_options(config),
+        **task_options(config),
         **_row_options(config),
         **options,
     )

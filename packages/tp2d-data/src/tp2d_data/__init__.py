@@ -9,12 +9,13 @@ from tp2d_data.loader import Loader
 from tp2d_data.packing import Packing
 from tp2d_data.rows import Statistics, TooFewRows
 from tp2d_data.sampler import order
-from tp2d_data.sources import check_source
+from tp2d_data.sources import Corpus, check_source
 from tp2d_data.tokenizer import load_tokenizer
 
 __version__ = version("tp2d-data")
 
 __all__ = [
+    "Corpus",
     "Loader",
     "Packing",
     "Statistics",

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,28 +81,30 @@ class Tokeniser:
 
     def folder_of_block(self, start: int, limit: int) -> Path:
         """Where `block` keeps what it made."""
-        return self._folder(self._identity(start, limit))
+        return self._folder(start, limit)
 
-    def _identity(self, start: int, limit: int | None) -> dict[str, Any]:
-        identity = {
+    def _folder(self, start: int, limit: int | None) -> Path:
+        identity: dict[str, Any] = {
             "format": FORMAT,
-            "documents": self.documents.identity(),
-            "tokenizer": tokenizer_identity(self.tokenizer),
+            "documents": self.documents.identity(),  # anew each time: files may change between blocks
+            "tokenizer": self._tokenizer_identity,
             "append_eos": self.append_eos,
             "dtype": self._dtype,
         }
-        # How records are grouped decides where a block ends, and nothing else.
-        return identity if limit is None else identity | {"block": [start, limit, _BATCH_RECORDS, _BATCH_CHARACTERS]}
-
-    def _folder(self, identity: dict[str, Any]) -> Path:
+        if limit is not None:  # how records are grouped decides where a block ends, and nothing else
+            identity["block"] = [start, limit, _BATCH_RECORDS, _BATCH_CHARACTERS]
         return cache_root(self.cache_dir) / "tokens" / digest(identity)
 
-    @property
+    @cached_property
+    def _tokenizer_identity(self) -> str:
+        return tokenizer_identity(self.tokenizer)
+
+    @cached_property
     def _dtype(self) -> str:
         return "<u2" if highest_id(self.tokenizer) < 2**16 else "<u4"
 
     def _load(self, *, start: int, limit: int | None) -> Tokens:
-        folder = self._folder(self._identity(start, limit))
+        folder = self._folder(start, limit)
         publish(folder, partial(self._write, start=start, limit=limit))
         return open_tokens(folder)
 
@@ -176,13 +178,12 @@ class _Writer:
         self._dropped: Counter[str] = Counter()
 
     def add(self, some: Tokenised, *, read: int) -> None:
-        lengths = np.fromiter(map(len, some.ids), np.int64, len(some.ids))
-        arrays = (np.asarray(ids, np.uint32) for ids in some.ids)
-        self._files["tokens"].write(np.concatenate([np.zeros(0, np.uint32), *arrays]).astype(self._dtype).tobytes())
+        ids, lengths, trained = some.joined()
+        self._files["tokens"].write(ids.astype(self._dtype).tobytes())
         self._files["offsets"].write((self.tokens + np.cumsum(lengths)).astype("<i8").tobytes())
-        if some.trained is not None:
+        if trained is not None:
             self._all_trained = False
-            self._files["trained"].write(np.concatenate([*some.trained, np.zeros(0, bool)]).astype("u1").tobytes())
+            self._files["trained"].write(trained.astype("u1").tobytes())
         self._dropped.update(some.dropped)
         self._read, self._kept, self.tokens = self._read + read, self._kept + len(lengths), self.tokens + lengths.sum()
         self._report(self._read, int(self.tokens), self._dropped, done=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tp2d_data.cache import Tokeniser
-from tp2d_data.examples import LossOn, check_task
+from tp2d_data.examples import LossOn, Task, check_task
 from tp2d_data.loader import Loader, MixtureFeed
 from tp2d_data.mixture import Mixture
 from tp2d_data.packing import Mode, Packing
@@ -108,16 +108,19 @@ def create_dataloader(
     sharding = Sharding(
         batch_size_per_gpu=batch_size_per_gpu, dp_rank=dp_rank, dp_size=dp_size, seed=seed, last_batch=last_batch
     )
+    task = Task(
+        loss_on=loss_on,
+        text_field=text_field,
+        prompt_field=prompt_field,
+        completion_field=completion_field,
+        messages_field=messages_field,
+    )
     corpora = [
         Corpus(
             dataset_name=name,
             dataset_config=dataset_config,
             split=split,
-            loss_on=loss_on,
-            text_field=text_field,
-            prompt_field=prompt_field,
-            completion_field=completion_field,
-            messages_field=messages_field,
+            task=task,
             dataset_percentage=dataset_percentage,
             part=part,
             holdout=holdout,
@@ -130,7 +133,7 @@ def create_dataloader(
     opened = [open_corpus(corpus) for corpus in corpora]
     tokenizer = load_tokenizer(tokenizer_name or model_name, trust_remote_code=trust_remote_code, cache_dir=cache_dir)
     ends = packed.appends_eos(append_eos)
-    check_task(corpora[0].task, tokenizer, append_eos=ends)
+    check_task(task, tokenizer, append_eos=ends)
     sources = [
         Tokeniser(documents=one, tokenizer=tokenizer, append_eos=ends, cache_dir=cache_dir, progress=progress)
         for one in opened

@@ -75,6 +75,16 @@ class Tokenised:
     trained: list[NDArray[np.bool_]] | None  # which of those tokens are labels; None: all
     dropped: dict[str, int]  # how many records are left out, by reason
 
+    def joined(self) -> "Joined":
+        """The examples one after the other."""
+        lengths = np.fromiter(map(len, self.ids), np.int64, len(self.ids))
+        ids = np.concatenate([np.zeros(0, np.uint32), *(np.asarray(ids, np.uint32) for ids in self.ids)])
+        return ids, lengths, None if self.trained is None else np.concatenate([*self.trained, np.zeros(0, bool)])
+
+
+Joined = tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.bool_] | None]
+"""(tokens,) ids of some examples, (examples,) how many each has, (tokens,) which are learnt (None: all)."""
+
 
 def check_task(task: Task, tokenizer: "PreTrainedTokenizerBase", *, append_eos: bool = False) -> None:
     """Raises ValueError for what can be known to be wrong before a record is read."""

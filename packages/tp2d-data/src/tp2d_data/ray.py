@@ -40,7 +40,6 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from tp2d_data.collate import Batch
 from tp2d_data.examples import Task, check_task
 from tp2d_data.packing import Mode, Packing
 from tp2d_data.records import Record, require_fields
@@ -211,16 +210,17 @@ class RayLoader:
 
     def _batches(self, begin: int, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
         transfer, total = Transfer(self._device), self.sharding.global_batch_size
+        rows = self.sharding.batch_size_per_gpu
+        empty = empty_batch(rows, packing=self.packing, pad_token_id=self.pad_token_id)
         wire = Wire(
             tp_group=self._tp_group,
             dp_group=self._dp_group,
-            names=self._names,
-            shape=(self.sharding.batch_size_per_gpu, self.seq_length),
+            names=tuple(empty),
+            shape=(rows, self.seq_length),
             drop=self.sharding.last_batch == "drop",
         )
         samples = begin
         with self._share(begin // self.sharding.dp_size, epoch) as share:
-            empty = self._empty_batch() if share else {}
             while (batch := wire.lead(share.next(), empty=empty) if share else wire.follow()) is not None:
                 samples += total
                 yield self.sampler.hand_out(samples, transfer.receive(transfer.send(batch)))
@@ -250,15 +250,6 @@ class RayLoader:
         )
         with closing(share):
             yield share
-
-    def _empty_batch(self) -> Batch:
-        rows = self.sharding.batch_size_per_gpu
-        return empty_batch(rows, packing=self.packing, pad_token_id=self.pad_token_id)
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        """The arrays of a batch, in the order in which they are sent."""
-        return tuple(self._empty_batch())
 
 
 def _records(shard: "DataIterator", fields: tuple[str, ...], *, who: str) -> Iterator[Record]:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from tp2d_data import stdlib
-from tp2d_data.examples import LossOn, Task
+from tp2d_data.examples import Task
 from tp2d_data.files import FilesSource, is_data_name
 from tp2d_data.holdout import is_held_out, text_of
 from tp2d_data.hub import HubSource, HubStream, is_hub_name
@@ -39,11 +39,7 @@ class Corpus:
     dataset_name: str
     dataset_config: str | None = None
     split: str = "train"
-    loss_on: LossOn = "all"
-    text_field: str = "text"
-    prompt_field: str = "prompt"
-    completion_field: str = "completion"
-    messages_field: str = "messages"
+    task: Task = field(default_factory=Task)
     dataset_percentage: float = 10.0
     part: Literal["train", "eval"] = "train"
     holdout: float = 0.0
@@ -59,17 +55,6 @@ class Corpus:
             raise ValueError(f"holdout must be at least 0 and below 1, not {self.holdout}")
         if self.part not in ("train", "eval"):
             raise ValueError(f"part must be train or eval, not '{self.part}'")
-        _ = self.task  # checks what it is made of
-
-    @property
-    def task(self) -> Task:
-        return Task(
-            loss_on=self.loss_on,
-            text_field=self.text_field,
-            prompt_field=self.prompt_field,
-            completion_field=self.completion_field,
-            messages_field=self.messages_field,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,47 +120,16 @@ def open_corpus(corpus: Corpus) -> Documents:
     )
 
 
-def check_source(
-    dataset_name: str,
-    *,
-    dataset_config: str | None = None,
-    split: str = "train",
-    loss_on: LossOn = "all",
-    text_field: str = "text",
-    prompt_field: str = "prompt",
-    completion_field: str = "completion",
-    messages_field: str = "messages",
-    dataset_percentage: float = 10.0,
-    part: Literal["train", "eval"] = "train",
-    holdout: float = 0.0,
-    streaming: bool = False,
-) -> None:
+def check_source(corpus: Corpus) -> None:
     """Raises what `create_dataloader` would raise about the dataset, in a moment and without tokenising it.
 
-    The arguments are those of `create_dataloader`. A hub name costs one question to the hub and the reading of the
-    dataset's card.
+    A hub name costs one question to the hub and the reading of the dataset's card.
 
     Raises:
-        ValueError: no such dataset, configuration, split or field; an empty split; an option out of range; nothing
-            to evaluate on; a percentage of a stream whose size nobody knows; the hub does not answer and the dataset
-            is not cached.
+        ValueError: no such dataset, configuration, split or field; an empty split; nothing to evaluate on; a
+            percentage of a stream whose size nobody knows; the hub does not answer and the dataset is not cached.
     """
-    open_corpus(
-        Corpus(
-            dataset_name=dataset_name,
-            dataset_config=dataset_config,
-            split=split,
-            loss_on=loss_on,
-            text_field=text_field,
-            prompt_field=prompt_field,
-            completion_field=completion_field,
-            messages_field=messages_field,
-            dataset_percentage=dataset_percentage,
-            part=part,
-            holdout=holdout,
-            streaming=streaming,
-        )
-    )
+    open_corpus(corpus)
 
 
 def _open_source(corpus: Corpus) -> Source:

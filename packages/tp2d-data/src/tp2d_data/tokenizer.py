@@ -130,11 +130,13 @@ def encode(
 
     With `eos` each ends with this token: it is added where it is not there yet.
     """
-    options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
     if tokenizer.is_fast:
         # Straight to the library below, on all cores: transformers would build a dictionary of lists around every text.
         return encode_backend(plain_backend(tokenizer), texts, add_special_tokens=add_special_tokens, eos=eos)
-    return _ended(tokenizer(list(texts), **options)["input_ids"] if texts else [], eos)
+    if not texts:
+        return []
+    options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
+    return _ended(tokenizer(list(texts), **options)["input_ids"], eos)
 
 
 def encode_backend(backend: Any, texts: Sequence[str], *, add_special_tokens: bool, eos: int | None) -> list[list[int]]:

@@ -13,12 +13,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tp2d_data.cache import Tokens
 from tp2d_data.collate import Batch, Picks, collate
-from tp2d_data.examples import Task, Tokenised, tokenise
-from tp2d_data.packing import Integers, Packing
+from tp2d_data.examples import Joined, Task, tokenise
+from tp2d_data.packing import Packing
 from tp2d_data.permutation import permute
 from tp2d_data.records import Record
 from tp2d_data.rows import Rows, open_rows
@@ -69,12 +68,12 @@ class Windows:
                 yield rows, row
 
     def _tokens(self, records: Iterator[Record]) -> Iterator[Tokens]:
-        parts: list[_Part] = []
+        parts: list[Joined] = []
         while some := list(islice(records, _RECORDS)):
             tokenised = tokenise(some, tokenizer=self.tokenizer, task=self.task, append_eos=self.append_eos)
             self.read += len(some)
             self.dropped.update(tokenised.dropped)
-            parts.append(_as_arrays(tokenised))
+            parts.append(tokenised.joined())
             if sum(len(ids) for ids, _, _ in parts) >= self.window_tokens:
                 yield _joined(parts)
                 parts = []
@@ -82,17 +81,7 @@ class Windows:
             yield _joined(parts)
 
 
-_Part = tuple[NDArray[np.uint32], Integers, NDArray[np.bool_] | None]
-"""(tokens,) ids of some documents, (documents,) how many each has, (tokens,) which are learnt (None: all)."""
-
-
-def _as_arrays(some: Tokenised) -> _Part:
-    lengths = np.fromiter(map(len, some.ids), np.int64, len(some.ids))
-    ids = np.concatenate([np.zeros(0, np.uint32), *(np.asarray(ids, np.uint32) for ids in some.ids)])
-    return ids, lengths, None if some.trained is None else np.concatenate([*some.trained, np.zeros(0, bool)])
-
-
-def _joined(parts: list[_Part]) -> Tokens:
+def _joined(parts: list[Joined]) -> Tokens:
     """The documents of all `parts`, in memory."""
     ids, lengths, trained = zip(*parts, strict=True)
     return Tokens(

@@ -1,6 +1,6 @@
 """A whole job against the tutorials' recipe: useful tokens per second and held-out loss at equal wall time.
 
-    python benchmarks/data_speed.py                     # everything, about 55 minutes; the machine must be quiet
+    python benchmarks/data_speed.py                     # everything, about 65 minutes; the machine must be quiet
     python benchmarks/data_speed.py --quick --only autotp:512
     python benchmarks/data_speed.py --report            # table and picture once more, from the figures kept
 
@@ -66,7 +66,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=DATA, help="folder with train.txt, a document a line")
     parser.add_argument("--only", action="append", type=case, metavar="ENGINE:LENGTH", help="e.g. fsdp2:512; repeat")
     parser.add_argument("--seconds", type=float, default=302.0, help="of each measured run")
-    parser.add_argument("--try-seconds", type=float, default=50.0, help="of each learning rate tried")
+    parser.add_argument("--try-seconds", type=float, default=100.0, help="of each learning rate tried")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to try")
     parser.add_argument("--packing", choices=("pad", "concat", "best_fit"), default="best_fit")
     parser.add_argument("--kept", type=Path, default=HERE / "results" / "data_speed.json")

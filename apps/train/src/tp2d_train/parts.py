@@ -19,6 +19,7 @@ from tp2d_mesh import Layout, Mesh, build_mesh
 from tp2d_mesh.devices import peak_flops, resolve_precision
 from tp2d_mesh.placement import check_tp_groups, rank_table
 
+from tp2d_train.agreement import check_agreement, data_digits, model_digits, patient_group
 from tp2d_train.checks import check_positions, deepspeed_options, source_options, task_options
 from tp2d_train.config import TrainConfig
 from tp2d_train.engines import Engine, create_engine
@@ -64,20 +65,24 @@ def build(config: TrainConfig, *, device: torch.device, progress: Callable[[str]
         progress: is told, by the rank that tokenises, how far it is.
 
     Raises:
-        ValueError: the placement, the model or the data cannot work.
+        ValueError: the placement, the model or the data cannot work, or are not the same on every rank.
     """
     precision = resolve_precision(config.precision, device)
     mesh = _join(config, device)
-    places = gather_places(mesh, node=socket.gethostname(), allow_cross_node_tp=config.allow_cross_node_tp)
-    model = resolve_model(
-        config.model_name, from_scratch=config.from_scratch, trust_remote_code=config.trust_remote_code
-    )
-    check_positions(config, model.config)
-    load = partial(_load, config, mesh, model, progress=progress)
-    blocks = {"streaming": config.streaming, "block_tokens": config.block_tokens}
-    loader = load(part="train", last_batch=config.last_batch, **blocks)
-    check_vocabulary(loader.vocab_size, model.config)
-    held_out, warnings = _load_held_out(config, load)
+    node = socket.gethostname()
+    places = gather_places(mesh, node=node, allow_cross_node_tp=config.allow_cross_node_tp)
+    with patient_group() as everyone:
+        model = resolve_model(
+            config.model_name, from_scratch=config.from_scratch, trust_remote_code=config.trust_remote_code
+        )
+        check_positions(config, model.config)
+        loader, held_out, warnings = _load_data(config, mesh, model, progress=progress)
+        found = {
+            "model_name": model_digits(model),
+            "dataset_name or tokenizer_name": data_digits(loader),
+            "the data to evaluate on": data_digits(held_out),
+        }
+        check_agreement(found, node=node, group=everyone)
     engine = _build_engine(config, mesh, model, precision=precision)
     parameters = sum(prod(t.global_shape) for t in engine.state().values() if t.name.startswith("model."))
     return Parts(
@@ -128,6 +133,16 @@ def check_vocabulary(tokens: int, model: Any) -> None:
 def _join(config: TrainConfig, device: torch.device) -> Mesh:
     layout = Layout(dp=config.dp_size, tp=config.tp_size)
     return build_mesh(layout, device=device, timeout=timedelta(seconds=config.timeout_s))
+
+
+def _load_data(
+    config: TrainConfig, mesh: Mesh, model: ResolvedModel, *, progress: Callable[[str], None]
+) -> tuple[Loader, Loader | None, tuple[str, ...]]:
+    load = partial(_load, config, mesh, model, progress=progress)
+    blocks = {"streaming": config.streaming, "block_tokens": config.block_tokens}
+    loader = load(part="train", last_batch=config.last_batch, **blocks)
+    check_vocabulary(loader.vocab_size, model.config)
+    return loader, *_load_held_out(config, load)
 
 
 def _load_held_out(config: TrainConfig, load: Callable[..., Loader]) -> tuple[Loader | None, tuple[str, ...]]:

@@ -34,14 +34,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_startup_report import report
+from data_startup_report import Figures, report
 from prose import write_prose
 
 RESULT = Path(__file__).parent / "results" / "data_startup.md"
 SEQ_LENGTH, BATCH, BATCHES = 512, 8, 50
 BATCH_SIZES, TRIED_BYTES = (64, 256, 1024, 4096), 16 << 20  # documents of a bare batch
 POLL_SECONDS = 0.5  # each look stops the process for some milliseconds
-Figures = dict[str, Any]
 
 
 def main() -> int:

@@ -252,7 +252,7 @@ def load_weights(run: Path, model: Any, *, engine: str) -> None:
             model.load_state_dict(torch.load(Path(folder) / "all.pt", weights_only=True)["model"])
         return
     files = sorted((newest / "last").glob("mp_rank_*_model_states.pt"))
-    parts = [torch.load(file, weights_only=False)["module"] for file in files]  # written by the run itself
+    parts = [torch.load(file, weights_only=True)["module"] for file in files]
     whole = {name: join([part[name] for part in parts], value.shape) for name, value in model.state_dict().items()}
     model.load_state_dict(whole)
 

@@ -1,5 +1,6 @@
 """Small tokenizers and corpora, and one cache of the built-in data for the whole session."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def builtin_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("builtin-cache")
+    """The cache of the whole test session where it has one, so that all packages make the built-in data once."""
+    return Path(os.environ.get("TP2D_CACHE") or tmp_path_factory.mktemp("builtin-cache"))
 
 
 def save_word_tokenizer(folder: Path, **special: str) -> str:

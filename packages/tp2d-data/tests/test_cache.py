@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -5,26 +6,29 @@ import sys
 import numpy as np
 import pytest
 from tp2d_data import load_tokenizer
-from tp2d_data.cache import Tokeniser, grouped
-from tp2d_data.examples import Task
-from tp2d_data.records import Record
-from tp2d_data.sources import Corpus, open_corpus
+from tp2d_data.sources.corpus import Corpus, open_corpus
+from tp2d_data.sources.records import Record
+from tp2d_data.tokens.cache import Tokeniser, grouped
+from tp2d_data.tokens.examples import Task
+
+TEXT = Task()
 
 
-def tokenise(corpus, tokenizer, cache_dir, **options):
-    documents = open_corpus(Corpus(dataset_name=str(corpus), dataset_percentage=100, **options))
-    return Tokeniser(documents=documents, tokenizer=tokenizer, append_eos=False, cache_dir=cache_dir)
+def tokenise(corpus, tokenizer, cache_dir, *, task=TEXT, **options):
+    documents = open_corpus(Corpus(dataset_name=str(corpus), dataset_percentage=100), fields=task.fields)
+    given = {"append_eos": False, "cache_dir": cache_dir} | options
+    return Tokeniser(documents=documents, task=task, tokenizer=tokenizer, **given)
 
 
 @pytest.fixture
 def tokens(tmp_path, words):
     """The tokens of a text file with the given lines."""
 
-    def load(lines, **options):
+    def load(lines):
         path = tmp_path / "corpus.txt"
         if not path.exists() or path.read_text().splitlines() != lines:
             path.write_text("".join(f"{line}\n" for line in lines))
-        return tokenise(path, load_tokenizer(words), tmp_path / "cache", **options).all()
+        return tokenise(path, load_tokenizer(words), tmp_path / "cache").all()
 
     return load
 
@@ -59,7 +63,7 @@ def test_which_tokens_are_labels_is_kept(tmp_path, words):
 
 def test_blocks_are_the_whole_and_name_what_follows(tmp_path, words, monkeypatch):
     """In groups of 2 documents of 2 tokens, a block of 5 tokens ends after 8: blocks follow one another."""
-    monkeypatch.setattr("tp2d_data.cache._BATCH_RECORDS", 2)
+    monkeypatch.setattr("tp2d_data.tokens.cache._BATCH_RECORDS", 2)
     (tmp_path / "a.txt").write_text("".join(f"w{i} w{i}\n" for i in range(10)))
     tokeniser = tokenise(tmp_path / "a.txt", load_tokenizer(words), tmp_path / "cache")
     blocks, start = [], 0
@@ -73,9 +77,7 @@ def test_blocks_are_the_whole_and_name_what_follows(tmp_path, words, monkeypatch
 def test_progress_says_what_was_dropped(tmp_path, words):
     said = []
     (tmp_path / "a.txt").write_text("w0 w1\n\nw2\n")
-    documents = open_corpus(Corpus(dataset_name=str(tmp_path / "a.txt"), dataset_percentage=100))
-    given = {"append_eos": False, "cache_dir": tmp_path / "cache", "progress": said.append}
-    Tokeniser(documents=documents, tokenizer=load_tokenizer(words), **given).all()
+    tokenise(tmp_path / "a.txt", load_tokenizer(words), tmp_path / "cache", progress=said.append).all()
     assert len(said) == 1 and "3 documents, 2 tokens" in said[0] and "dropped (" in said[0]
 
 
@@ -99,6 +101,15 @@ def test_changed_tokenizer_is_another_cache(tokens, tmp_path, make_word_tokenize
     other = load_tokenizer(make_word_tokenizer(tmp_path / "other", eos_token="w0"))
     tokenise(tmp_path / "corpus.txt", other, tmp_path / "cache").all()
     assert len(cached(tmp_path)) == 2
+
+
+def test_every_choice_of_the_task_is_another_cache(tmp_path, words):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"q": "w1 w2", "a": "w3", "chat": "w4 w5"}) + "\n")
+    tokenizer = load_tokenizer(words)
+    answer = Task(loss_on="completion", prompt_field="q", completion_field="a")
+    tasks = answer, Task(text_field="q"), Task(text_field="chat"), Task(loss_on="assistant", messages_field="chat")
+    made = [tokenise(tmp_path / "a.jsonl", tokenizer, tmp_path / "cache", task=task) for task in tasks]
+    assert len({tokeniser.folder_of_block(0, 10) for tokeniser in made}) == 4
 
 
 def test_large_vocabulary_takes_four_bytes(tokens, tmp_path, words):
@@ -140,15 +151,16 @@ def test_groups_are_bounded_in_records_and_characters():
 
 START = """
 import logging, sys
-from tp2d_data.cache import Tokeniser
-from tp2d_data.sources import Corpus, open_corpus
-from tp2d_data.tokenizer import load_tokenizer
+from tp2d_data.tokens.cache import Tokeniser
+from tp2d_data.sources.corpus import Corpus, open_corpus
+from tp2d_data.tokens.examples import Task
+from tp2d_data.tokens.tokenizer import load_tokenizer
 
 corpus, cache, tokenizers = sys.argv[1:]
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-documents = open_corpus(Corpus(dataset_name=corpus, dataset_percentage=100))
+documents = open_corpus(Corpus(dataset_name=corpus, dataset_percentage=100), fields=("text",))
 tokenizer = load_tokenizer("builtin:tiny", cache_dir=tokenizers)
-given = {"append_eos": False, "cache_dir": cache, "progress": logging.info}
+given = {"task": Task(), "append_eos": False, "cache_dir": cache, "progress": logging.info}
 tokens = Tokeniser(documents=documents, tokenizer=tokenizer, **given).all()
 print(len(tokens), len(tokens.ids), int(tokens.ids.sum()))
 """

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 from tp2d_data import load_tokenizer
-from tp2d_data.chats import chat_examples, check_template
-from tp2d_data.examples import Task, check_task, tokenise
-from tp2d_data.records import Record
+from tp2d_data.sources.records import Record
+from tp2d_data.tokens.chats import chat_examples, check_template
+from tp2d_data.tokens.examples import Task, check_task, tokenise
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -61,8 +61,8 @@ def examples(tokenizer, *chats):
     return chat_examples(records, tokenizer=tokenizer, field="messages")
 
 
-def learnt(tokenizer, messages):
-    """What is learnt, turn by turn: the runs of learnt tokens as text."""
+def trained_on(tokenizer, messages):
+    """The tokens that are trained on, turn by turn, as text."""
     ((ids, trained),) = examples(tokenizer, messages)
     runs = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(trained)) + 1)
     return [tokenizer.decode([ids[number] for number in run]) for run in runs if trained[run[0]]]
@@ -75,10 +75,10 @@ def refusal(tokenizer, *chats):
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED], ids=["plain", "marked"])
-def test_what_is_learnt_of_several_turns(tokenizer, template):
+def test_which_tokens_of_several_turns_are_trained_on(tokenizer, template):
     """The content as it is given and the token that ends the turn; no line break after that, and no other's text."""
     tokenizer.chat_template = template
-    assert learnt(tokenizer, LONG) == ["Hello, naïve ☃!<|im_end|>", " and\nbye <|im_end|>"]
+    assert trained_on(tokenizer, LONG) == ["Hello, naïve ☃!<|im_end|>", " and\nbye <|im_end|>"]
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED, THINKING, INST], ids=["plain", "marked", "thinking", "inst"])
@@ -102,27 +102,27 @@ def test_a_template_that_writes_the_last_turn_otherwise(tokenizer):
     """Its text of the messages up to an earlier turn is no beginning of the whole: the content and its end are."""
     tokenizer.chat_template = THINKING
     messages = chat("uone", "atwo", "uthree", "afour")
-    assert learnt(tokenizer, messages) == ["two<|im_end|>", "<think>\n\n</think>\n\nfour<|im_end|>"]
+    assert trained_on(tokenizer, messages) == ["two<|im_end|>", "<think>\n\n</think>\n\nfour<|im_end|>"]
 
 
 def test_a_template_that_moves_the_system_text(tokenizer):
     tokenizer.chat_template = INST
     messages = chat("sBe brief.", "uone", "atwo", "uthree", "afour")
-    assert learnt(tokenizer, messages) == [" two <|im_end|>", " four <|im_end|>"]
+    assert trained_on(tokenizer, messages) == [" two <|im_end|>", " four <|im_end|>"]
 
 
 def test_a_template_without_special_tokens(tokenizer):
     """The line break that ends a turn is part of it: nothing else would tell where to stop."""
     tokenizer.chat_template = PLAIN
-    assert learnt(tokenizer, chat("uone", "atwo", "uthree", "afour")) == [" two\n", " four\n"]
+    assert trained_on(tokenizer, chat("uone", "atwo", "uthree", "afour")) == [" two\n", " four\n"]
 
 
 def test_turns_of_every_kind(tokenizer):
-    assert learnt(tokenizer, chat("afirst", "uone")) == ["first<|im_end|>"]
-    assert learnt(tokenizer, chat("uone", "a", "uthree", "a ")) == ["<|im_end|>", "<|im_end|>"]
-    # White space that is one token with the generation prompt's is not learnt; a word with a space before it is.
-    assert learnt(tokenizer, chat("uone", "a\n\ntwo")) == ["\ntwo<|im_end|>"]
-    assert learnt(tokenizer, chat("uone", "ttwo", "athree", "afour")) == ["three<|im_end|>", "four<|im_end|>"]
+    assert trained_on(tokenizer, chat("afirst", "uone")) == ["first<|im_end|>"]
+    assert trained_on(tokenizer, chat("uone", "a", "uthree", "a ")) == ["<|im_end|>", "<|im_end|>"]
+    # White space that is one token with the generation prompt's is not trained on; a word with a space before it is.
+    assert trained_on(tokenizer, chat("uone", "a\n\ntwo")) == ["\ntwo<|im_end|>"]
+    assert trained_on(tokenizer, chat("uone", "ttwo", "athree", "afour")) == ["three<|im_end|>", "four<|im_end|>"]
 
 
 def test_a_chat_without_a_turn_of_the_assistant_is_dropped_and_counted(tokenizer):
@@ -135,7 +135,7 @@ def test_a_chat_without_a_turn_of_the_assistant_is_dropped_and_counted(tokenizer
 def test_null_fields_of_a_message_are_none(tokenizer):
     """A table writes every field of every message, null where one has it not."""
     padded = [message | {"tool_calls": None, "name": None} for message in LONG]
-    assert learnt(tokenizer, padded) == learnt(tokenizer, LONG)
+    assert trained_on(tokenizer, padded) == trained_on(tokenizer, LONG)
 
 
 def test_refuses_what_is_no_chat(tokenizer):
@@ -172,7 +172,7 @@ def test_refuses_a_mask_it_cannot_know(tokenizer):
     # A count of the messages before everything: nothing is the beginning of anything.
     tokenizer.chat_template = "{{ messages | length }}" + CHATML
     assert "a.jsonl, line 1: in the chat template of" in refusal(tokenizer, question)
-    # Content that is changed: what is learnt would not be what was given.
+    # Content that is changed: the labels would not be what was given.
     tokenizer.chat_template = CHATML.replace("{{ m.content }}", "{{ m.content | upper }}")
     assert "turn 1 of the assistant does not hold the turn's content as it is given" in refusal(tokenizer, question)
     # Text after the last message only, with no token that ends a turn.
@@ -196,7 +196,7 @@ def test_refuses_marks_that_are_wrong(tokenizer):
 
 
 def test_refuses_a_token_of_two_turns(tokenizer):
-    """Half of a token cannot be learnt: here the end of one turn and the beginning of the next are one word."""
+    """Half of a token cannot be trained on: here the end of one turn and the beginning of the next are one word."""
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{% endif %}"
     )
@@ -216,13 +216,13 @@ def test_a_tokenizer_that_changes_text_is_judged_by_what_it_says(words):
     """Unknown words are <unk> in a chat as alone; the mask is right all the same."""
     tokenizer = load_tokenizer(words)
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} <eos> {% endfor %}"
-    assert learnt(tokenizer, chat("uw1", "aw2 unknown")) == ["<unk> w2 <unk> <eos>"]
+    assert trained_on(tokenizer, chat("uw1", "aw2 unknown")) == ["<unk> w2 <unk> <eos>"]
 
 
 def test_wrong_offsets_are_found(tokenizer, monkeypatch):
     """The decoded tokens are compared with the content: a tokenizer whose characters are not where it says fails."""
-    from tp2d_data import chats
+    from tp2d_data.tokens import chats
 
     right = chats._tokens
     monkeypatch.setattr(chats, "_tokens", lambda *arguments: right(*arguments) - 3)
-    assert re.search(r"the tokens to learn of a turn say .*, not 'Hello, naïve ☃!'", refusal(tokenizer, LONG))
+    assert re.search(r"the tokens to train on in a turn say .*, not 'Hello, naïve ☃!'", refusal(tokenizer, LONG))

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from tp2d_data.cache import Tokens
-from tp2d_data.collate import Picks, collate
-from tp2d_data.packing import Packing
-from tp2d_data.rows import open_rows, statistics
-from tp2d_data.sampler import EMPTY
+from tp2d_data.rows.collate import EMPTY, Picks, collate
+from tp2d_data.rows.packing import Packing
+from tp2d_data.rows.rows import open_rows, statistics
+from tp2d_data.tokens.cache import Tokens
 
 PAD = 1
 

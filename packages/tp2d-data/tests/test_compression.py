@@ -4,8 +4,8 @@ import lzma
 
 import pyarrow as pa
 import pytest
-from tp2d_data.compression import CODECS, lines
-from tp2d_data.files import FilesSource
+from tp2d_data.sources.compression import CODECS, lines
+from tp2d_data.sources.files import FilesSource
 
 
 def arrow(codec):

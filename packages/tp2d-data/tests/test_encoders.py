@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from tp2d_data import load_tokenizer
-from tp2d_data.cache import Tokeniser
-from tp2d_data.encoders import Encoders
-from tp2d_data.sources import Corpus, open_corpus
-from tp2d_data.tokenizer import encode
+from tp2d_data.sources.corpus import Corpus, open_corpus
+from tp2d_data.tokens.cache import Tokeniser
+from tp2d_data.tokens.encoders import Encoders
+from tp2d_data.tokens.examples import Task
+from tp2d_data.tokens.tokenizer import encode
 
 TEXTS = ["w0 w1", "", "unknown  words", "w3 <eos>", "w5 " * 300, "naïve \u4f60\u597d \U0001f600"]
 
@@ -55,11 +56,11 @@ def test_none_is_left_behind(tokenizer):
 @pytest.mark.parametrize("append_eos", [False, True])
 def test_a_corpus_that_takes_a_while(tokenizer, tmp_path, monkeypatch, append_eos):
     """Of 30 groups the first 16 are tokenised here, the others in processes: the files are those of one pass."""
-    monkeypatch.setattr("tp2d_data.cache._BATCH_RECORDS", 4)
+    monkeypatch.setattr("tp2d_data.tokens.cache._BATCH_RECORDS", 4)
     lines = [" ".join(f"w{(i * j) % 900}" for j in range(1 + i % 9)) for i in range(120)]
     (tmp_path / "corpus.txt").write_text("\n".join(lines) + "\n")
-    documents = open_corpus(Corpus(dataset_name=str(tmp_path / "corpus.txt"), dataset_percentage=100))
-    given = {"append_eos": append_eos, "cache_dir": tmp_path / "cache"}
+    documents = open_corpus(Corpus(dataset_name=str(tmp_path / "corpus.txt"), dataset_percentage=100), fields=("text",))
+    given = {"task": Task(), "append_eos": append_eos, "cache_dir": tmp_path / "cache"}
     tokens = Tokeniser(documents=documents, tokenizer=tokenizer, **given).all()
     expected = [row for row in encode(tokenizer, lines, eos=1 if append_eos else None) if len(row) > 1]
     assert [tokens.ids[a:b].tolist() for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)] == expected

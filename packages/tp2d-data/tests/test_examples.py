@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from tokenizers import processors
 from tp2d_data import load_tokenizer
-from tp2d_data.examples import Task, as_text, check_task, tokenise
-from tp2d_data.records import Record
+from tp2d_data.sources.records import Record
+from tp2d_data.tokens.examples import Task, as_text, check_task, tokenise
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_prompt_that_ends_with_eos_keeps_it(tokenizer):
 
 
 def test_without_a_token_to_learn(tokenizer):
-    """The first token of a row is never predicted: a completion that is <eos> alone leaves nothing to learn."""
+    """The first token of a row is never predicted: a completion that is <eos> alone has no label."""
     found = of(("", "<eos>"), ("w0", "<eos>"), tokenizer=tokenizer, loss_on="completion")
     assert found.ids == [[2, 1]] and found.dropped == {"no token to learn": 1}
 
@@ -132,18 +132,18 @@ def test_refuses_what_is_no_text(tokenizer):
 LONG = """
 import resource, sys
 from tp2d_data import load_tokenizer
-from tp2d_data.examples import Task, tokenise
-from tp2d_data.records import Record
+from tp2d_data.tokens.examples import Task, tokenise
+from tp2d_data.sources.records import Record
 
 tokenizer = load_tokenizer("builtin:tiny", cache_dir=sys.argv[1])
-text = "A document of many characters, one after the other. " * 200_000
+text = "A document of many characters, one after the other. " * 60_000
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = tokenise([Record("a", (text,))], tokenizer=tokenizer, task=Task(), append_eos=True)
 print(len(text), len(found.ids), len(found.ids[0]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_a_document_of_ten_million_characters(builtin_cache):
+def test_a_document_of_millions_of_characters(builtin_cache):
     """It is one row, and costs memory in proportion: measured 133 bytes a character, the library's own alignments.
 
     Twice that is the bound; a copy per token or per character of Python's own would be far above it.
@@ -152,6 +152,6 @@ def test_a_document_of_ten_million_characters(builtin_cache):
     command = [sys.executable, "-c", LONG, str(builtin_cache)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     characters, rows, tokens, kibibytes = map(int, result.stdout.split())
-    assert characters > 10_000_000 and rows == 1 and tokens > 1_000_000
+    assert characters > 3_000_000 and rows == 1 and tokens > 300_000
     unit = 1 if sys.platform == "darwin" else 1024
     assert kibibytes * unit < 266 * characters

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tp2d_data.files import FilesSource, is_data_name
+from tp2d_data.sources.files import FilesSource, is_data_name
 
 TEXTS = ["one", "", "two words", "drei Wörter hier"]
 
@@ -166,7 +166,7 @@ def test_compressed_files_are_read_beside_plain_ones(tmp_path):
 
 
 def test_refuses_a_file_beside_its_archive(tmp_path):
-    """Read as two files, every document of it would be learnt twice."""
+    """Read as two files, every document of it would be trained on twice."""
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(write(tmp_path / "a.txt").read_bytes()))
     with pytest.raises(ValueError, match=r"has a\.txt and a\.txt\.gz, which would be read as different data"):
         FilesSource(tmp_path)

@@ -22,7 +22,7 @@ FAULTS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch):
     """Groups of 5 documents, so that a stream of a hundred has many blocks."""
-    monkeypatch.setattr("tp2d_data.cache._BATCH_RECORDS", 5)
+    monkeypatch.setattr("tp2d_data.tokens.cache._BATCH_RECORDS", 5)
 
 
 class Job:

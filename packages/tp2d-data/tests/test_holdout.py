@@ -1,4 +1,4 @@
-from tp2d_data.holdout import is_held_out, text_of
+from tp2d_data.sources.holdout import is_held_out, text_of
 
 
 def test_share_is_decided_by_content():

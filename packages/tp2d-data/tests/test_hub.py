@@ -18,29 +18,32 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tp2d_data.hub import is_hub_name
+from tp2d_data.sources.hub import is_hub_name
 
 COMMIT = "a" * 40
 CARD = b"---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: one/train.parquet\n---\n"
 
 CLIENT = """
 import json, sys, time
-import datasets
-from transformers import AutoTokenizer  # these imports are not what is timed
-from tp2d_data import Corpus, Task, load_tokenizer
-from tp2d_data.sources import open_corpus
+from tp2d_data import Corpus, load_tokenizer
+from tp2d_data.sources.corpus import open_corpus
+
+questions = json.loads(sys.argv[1])
+import datasets  # these imports are not what is timed
+if any("tokenizer" in options for options in questions):
+    from transformers import AutoTokenizer
 
 def answer(options):
     if "tokenizer" in options:
         return {"ids": load_tokenizer(options["tokenizer"])("w0 w1")["input_ids"]}
-    start = options.pop("start", 0)
-    task = Task(text_field=options.pop("text_field", "text"))
-    documents = open_corpus(Corpus(task=task, **({"dataset_percentage": 100} | options)))
+    start, streaming = options.pop("start", 0), options.pop("streaming", False)
+    fields = (options.pop("text_field", "text"),)
+    documents = open_corpus(Corpus(**({"dataset_percentage": 100} | options)), fields=fields, streaming=streaming)
     records = list(documents.records(start))
     texts = [record.values[0] for record in records]
     return {"identity": documents.identity(), "texts": texts, "first": records[0].where if records else None}
 
-for options in json.loads(sys.argv[1]):
+for options in questions:
     begin = time.monotonic()
     try:
         result = answer(options)
@@ -118,10 +121,11 @@ def silent():
 
 
 def ask(endpoint, home, *options, **environment):
-    """What each question gives, with the hub at `endpoint` and its cache in `home`."""
+    """The answer to each question, with the hub at `endpoint` and its cache in `home`; the shell's settings are off."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", **environment}
     command = [sys.executable, "-c", CLIENT, json.dumps(options)]
-    result = subprocess.run(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True, timeout=120)
+    result = subprocess.run(command, env=kept | variables, stdout=subprocess.PIPE, text=True, timeout=120)
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
@@ -209,3 +213,72 @@ def test_hub_names(name):
 @pytest.mark.parametrize("name", ["./data", "../data", "~/data", "/data", "a/b/c", "a/", ""])
 def test_paths_are_no_hub_names(name):
     assert not is_hub_name(name)
+
+
+PROBE = """
+import json, socket, sys, time
+from tp2d_data import hub_reachable
+if sys.argv[1] == "hanging":
+    socket.getaddrinfo = lambda *arguments, **options: time.sleep(100)
+begin = time.monotonic()
+try:
+    answer = hub_reachable(sys.argv[2], kind="model")
+except ValueError as error:
+    answer = str(error)
+print(json.dumps([answer, time.monotonic() - begin]))
+"""
+
+
+def probe(endpoint, home, name="acme/words", *, names="known", **environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1,hub.invalid", **environment}
+    command = [sys.executable, "-c", PROBE, names, name]
+    result = subprocess.run(command, env=kept | variables, stdout=subprocess.PIPE, text=True, timeout=60)
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def counting():
+    """A hub that notes every question and answers with the status that the name begins with."""
+
+    class Counting(BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):
+            self.server.asked.append((self.path, self.headers.get("Authorization")))
+            self.send_response(int(self.path.rsplit("/", 1)[1]))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_POST = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Counting)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("status", "found"), [(200, True), (500, True), (401, None), (403, None), (404, None)])
+def test_the_probe_is_one_question_with_the_token(counting, tmp_path, status, found):
+    """AI_AGENT: what makes huggingface_hub ask for a list of programs before its own questions."""
+    endpoint = f"http://127.0.0.1:{counting.server_port}"
+    answer, _ = probe(endpoint, tmp_path, f"acme/{status}", HF_TOKEN="hf_secret", AI_AGENT="1")
+    assert counting.asked == [(f"/api/models/acme/{status}", "Bearer hf_secret")]
+    if found:
+        assert answer is True
+    else:
+        assert f"neither a local path nor found on {endpoint} (status {status}); if it is private or gated" in answer
+
+
+def test_the_probe_asks_nothing_where_the_hub_is_off(counting, tmp_path):
+    answer, _ = probe(f"http://127.0.0.1:{counting.server_port}", tmp_path, "acme/200", HF_HUB_OFFLINE="1")
+    assert answer is False and counting.asked == []
+
+
+def test_the_probe_is_short_where_names_are_not_found(tmp_path):
+    """A name server that does not answer hangs for longer than any time-out of a connection."""
+    answer, seconds = probe("http://hub.invalid:1", tmp_path, names="hanging")
+    assert answer is False and 2.5 < seconds < 8

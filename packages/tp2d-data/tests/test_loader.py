@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tp2d_data import create_dataloader, order
-from tp2d_data.tokenizer import VOCAB_SIZE, _train
+from tp2d_data.tokens.tokenizer import BUILTIN_VOCABULARY, _train
 
 WIKITEXT = Path(__file__).parents[4] / "shared" / "data" / "wikitext2"
 
@@ -166,7 +166,7 @@ def test_builtin_corpus_and_tokenizer(builtin_cache):
         create_dataloader("builtin:tiny", "builtin:stdlib", 128, 4, 0, 2, part=part, cache_dir=builtin_cache)
         for part in ("train", "eval")
     )
-    assert train.vocab_size == VOCAB_SIZE
+    assert train.vocab_size == BUILTIN_VOCABULARY
     assert len(train) > 40 and 2 <= len(held_out) < len(train) / 10  # 55,000 tokens in batches of 4 x 2 x 128
     batch = next(iter(train))
     text = train.tokenizer.decode(batch["input_ids"][0][batch["labels"][0] != -100])

@@ -21,7 +21,8 @@ def test_import_and_checks_are_light():
     heavy = "torch", "transformers", "datasets", "pyarrow", "huggingface_hub"
     code = f"""
 import sys, tp2d_data
-tp2d_data.check_source(tp2d_data.Corpus(dataset_name="builtin:stdlib"))
+corpus = tp2d_data.Corpus(dataset_name="builtin:stdlib")
+tp2d_data.DataSpec(corpora=(corpus,), packing=tp2d_data.Packing(seq_length=8)).check()
 print([name for name in {heavy} if name in sys.modules])
 """
     assert run(code).stdout.strip() == "[]"
@@ -34,9 +35,8 @@ def test_stands_alone():
     assert names == "datasets filelock huggingface_hub jinja2 numpy pyarrow tokenizers torch transformers"
     code = """
 import sys, pkgutil, importlib, tp2d_data
-for module in pkgutil.iter_modules(tp2d_data.__path__, "tp2d_data."):
-    if module.name != "tp2d_data.ray":  # the extra [ray]
-        importlib.import_module(module.name)
+for module in pkgutil.walk_packages(tp2d_data.__path__, "tp2d_data."):
+    importlib.import_module(module.name)
 print(sorted({name.split(".")[0] for name in sys.modules} & {"ray", "deepspeed", "tp2d_mesh", "tp2d_train"}))
 """
     assert run(code).stdout.strip() == "[]"
@@ -44,7 +44,8 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"ray", "deepspeed",
 
 def test_all_names_exist():
     assert all(hasattr(tp2d_data, name) for name in tp2d_data.__all__)
-    assert list(tp2d_data.__all__) == sorted(tp2d_data.__all__)
+    kinds = [(not name.isupper(), name == name.lower(), name) for name in tp2d_data.__all__]
+    assert kinds == sorted(set(kinds))  # constants, classes, functions
 
 
 def test_readme_example_runs(builtin_cache):

@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tp2d_data.packing import (
+from tp2d_data.rows.packing import (
     JoinedTable,
     PackedTable,
     Packing,
     PaddedTable,
-    best_fit,
     cut,
     open_packed,
     write_packed,
@@ -53,24 +52,9 @@ def test_best_fit_keeps_documents_whole(tmp_path_factory, lengths, seq_length):
     assert sorted(pieces.lengths.tolist()) == sorted(lengths)
 
 
-@given(lengths=st.lists(st.integers(1, 30), max_size=80))
-def test_best_fit_is_best_fit_decreasing(lengths):
-    """As few rows as the plain algorithm, piece by piece, puts them in."""
-    order, rows = best_fit(np.array(lengths, dtype=np.int64), 30)
-    rooms: list[int] = []
-    for length in sorted(lengths, reverse=True):
-        fitting = [i for i, room in enumerate(rooms) if room >= length]
-        if fitting:
-            rooms[min(fitting, key=rooms.__getitem__)] -= length
-        else:
-            rooms.append(30 - length)
-    assert sorted(order.tolist()) == list(range(len(lengths)))
-    assert len(rows) - 1 == len(rooms)
-
-
 def test_windows_bound_what_is_packed_together(tmp_path_factory, monkeypatch):
     """Packed in windows of 4 documents, each row's documents are of one window, and all are there."""
-    monkeypatch.setattr("tp2d_data.packing.WINDOW", 4)
+    monkeypatch.setattr("tp2d_data.rows.packing.WINDOW", 4)
     lengths = [5, 3, 2, 7, 6, 2, 2, 4, 3, 3]
     table = packed(tmp_path_factory, lengths, 10)
     offsets = offsets_of(lengths)
@@ -81,7 +65,7 @@ def test_windows_bound_what_is_packed_together(tmp_path_factory, monkeypatch):
 
 
 def test_documents_with_context_are_cut_to_one_row_and_left_out_without_a_label(tmp_path_factory):
-    """A chat's rest would be learnt without its question. Rows of 5 keep 5 of 9, and 4 of 4; the third has no label."""
+    """A chat's rest would stand without its question. Rows of 5 keep 5 of 9, and 4 of 4; the third has no label."""
     keep = np.array([True, True, False])
     table = packed(tmp_path_factory, [9, 4, 6], 5, keep=lambda start, stop: keep[start:stop])
     pieces = table.pieces(np.arange(len(table)))

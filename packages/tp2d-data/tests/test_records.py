@@ -1,5 +1,5 @@
 import pytest
-from tp2d_data.records import Record, picker, require_fields
+from tp2d_data.sources.records import Record, picker, require_fields
 
 
 def test_picks_fields_in_their_order():

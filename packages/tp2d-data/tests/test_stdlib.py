@@ -3,8 +3,8 @@ import json
 from itertools import islice
 
 import pytest
-from tp2d_data.holdout import is_held_out
-from tp2d_data.stdlib import VALIDATION_SHARE, StdlibSource, _docstrings, stdlib_documents
+from tp2d_data.sources.holdout import is_held_out
+from tp2d_data.sources.stdlib import VALIDATION_SHARE, StdlibSource, _docstrings, stdlib_documents
 
 
 def test_docstrings_in_the_order_of_the_source():

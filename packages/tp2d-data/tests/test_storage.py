@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from tp2d_data.storage import cache_root, digest, publish, withdraw
+from tp2d_data.storage import cache_root, hash_of, publish, withdraw, write_whole
 
 WRITER = """
 import sys, time
@@ -103,8 +103,18 @@ def test_cache_root(tmp_path, monkeypatch):
     assert cache_root(tmp_path / "given") == tmp_path / "given"
 
 
-def test_digest_does_not_depend_on_the_order_of_keys():
-    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+def test_a_hash_does_not_depend_on_the_order_of_keys():
+    assert hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1}) != hash_of({"a": 1, "b": 3})
+
+
+def test_a_file_is_written_whole(tmp_path, monkeypatch):
+    """Until the rename the old file stands; a reader that has it open keeps it."""
+    path = tmp_path / "notes.json"
+    write_whole(path, "old")
+    with path.open() as reader:
+        write_whole(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new" and [one.name for one in tmp_path.iterdir()] == ["notes.json"]
 
 
 def test_withdrawn_is_gone_and_can_be_made_again(tmp_path):

@@ -7,14 +7,14 @@ from itertools import islice
 import pytest
 import torch
 from tp2d_data import TooFewRows, create_dataloader
-from tp2d_data import stream as stream_module
-from tp2d_data.cache import open_tokens
+from tp2d_data.sampling import stream as stream_module
+from tp2d_data.tokens.cache import open_tokens
 
 
 @pytest.fixture
 def stream(tmp_path, words, monkeypatch):
     """A stream over text files where row i is `w<i> <eos> w<i>`; a group has 4 documents, a block 2 groups."""
-    monkeypatch.setattr("tp2d_data.cache._BATCH_RECORDS", 4)
+    monkeypatch.setattr("tp2d_data.tokens.cache._BATCH_RECORDS", 4)
 
     def make(*sizes, **options):
         paths = [tmp_path / f"corpus-{i}-{size}.txt" for i, size in enumerate(sizes)]
@@ -110,7 +110,7 @@ def test_refusals(stream):
     with pytest.raises(ValueError, match="streaming 2 datasets needs dataset_weights, 2 numbers"):
         stream(10, 10)
     loader = stream(10)
-    with pytest.raises(ValueError, match="has the keys epoch, data, samples and cursors, this one has"):
+    with pytest.raises(ValueError, match=r"has the keys epoch, samples, cursors, data; this one has \['epoch'\]"):
         loader.load_state_dict({"epoch": 0})
     with pytest.raises(ValueError, match="belongs to other rows"):
         loader.load_state_dict(stream(10, seed=3).state_dict())

@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tp2d_data.table_files import _rows_of, arrow_records, parquet_count, parquet_records
+from tp2d_data.sources.table_files import _rows_of, arrow_records, parquet_count, parquet_records
 
 CHATS = [[{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": "yes"}] for i in range(5000)]
 

@@ -2,7 +2,7 @@ import json
 import tracemalloc
 
 import pytest
-from tp2d_data.text_files import _PIECE, json_count, json_fields, json_records, txt_records
+from tp2d_data.sources.text_files import _PIECE, json_count, json_fields, json_records, txt_records
 
 
 def refusal(path, field="text"):

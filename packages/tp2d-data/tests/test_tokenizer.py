@@ -2,14 +2,14 @@ import json
 
 import pytest
 from tp2d_data import load_tokenizer
-from tp2d_data.tokenizer import END_OF_TEXT, VOCAB_SIZE, _train, encode, highest_id, tokenizer_identity
+from tp2d_data.tokens.tokenizer import BUILTIN_VOCABULARY, END_OF_TEXT, _train, encode, highest_id, tokenizer_identity
 
 TEXTS = ["Return the number of bytes.", "", " indented\n\ntwice: naïve ☃ <|endoftext|>"]
 
 
 def test_builtin_round_trip(builtin_cache):
     tokenizer = load_tokenizer("builtin:tiny", cache_dir=builtin_cache)
-    assert len(tokenizer) == VOCAB_SIZE == highest_id(tokenizer) + 1
+    assert len(tokenizer) == BUILTIN_VOCABULARY == highest_id(tokenizer) + 1
     assert tokenizer.pad_token == tokenizer.eos_token == END_OF_TEXT
     assert [tokenizer.decode(ids) for ids in encode(tokenizer, TEXTS)] == TEXTS
     assert encode(tokenizer, TEXTS)[2][-1] == tokenizer.eos_token_id

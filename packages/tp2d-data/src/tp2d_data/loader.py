@@ -1,67 +1,41 @@
 """The batches of one data parallel rank."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from tp2d_data.ahead import ahead
-from tp2d_data.collate import Picks, collate
-from tp2d_data.mixture import Mixture
-from tp2d_data.packing import Packing
-from tp2d_data.rows import Statistics
-from tp2d_data.sampler import Sampler
-from tp2d_data.stream import StreamSampler
-from tp2d_data.transfer import Transfer
+from tp2d_data.ahead import Ahead
+from tp2d_data.rows.collate import Picks, collate
+from tp2d_data.rows.packing import Packing
+from tp2d_data.rows.rows import Statistics
+from tp2d_data.sampling.sampler import Sampler
+from tp2d_data.transfer import Arrays, Transfer
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
 
-class Feed(Protocol):
-    """Which rows come when; `mark` is the position after a batch."""
-
-    def begin(self) -> Any: ...
-    def planned(self, begin: Any) -> Iterator[tuple[Any, Picks]]: ...
-    def hand_out(self, mark: Any, batch: Any) -> Any: ...
-
-
-class MixtureFeed:
-    """The rows of corpora of known size, in a sampler's order."""
-
-    def __init__(self, sampler: Sampler, mixture: Mixture) -> None:
-        self._sampler = sampler
-        self._mixture = mixture
-        self.begin, self.hand_out = sampler.begin, sampler.hand_out
-
-    def planned(self, begin: int) -> Iterator[tuple[int, Picks]]:
-        epoch = self._sampler.epoch
-        for mark, numbers in self._sampler.planned(begin):
-            yield mark, self._mixture.pick(numbers, epoch)
-
-
 class Loader:
-    """Batches of one data parallel rank, made by `create_dataloader`; iterate it once per epoch.
+    """Batches of one data parallel rank, made by `DataSpec.open` or `create_dataloader`; iterate it once per epoch.
 
-    A batch is a dict of int64 tensors, each (batch_size_per_gpu, seq_length): `input_ids`, `labels` (not shifted, -100
-    where nothing is to be learnt), and `position_ids`, which begin at 0 with each document; without respected
-    boundaries these are left out, and with `packing="pad"` there is an `attention_mask` instead. `len()` is the number
-    of batches of a whole epoch; a stream has none.
+    A batch is a dict of int64 tensors, each (batch_size_per_gpu, seq_length): `input_ids`, `labels` (not shifted;
+    `IGNORED`, -100, where a token is not trained on), and `position_ids`, which begin at 0 with each document. With
+    `respect_boundaries=False` there are no `position_ids`; with `packing="pad"` there is an `attention_mask` instead.
+    `len()` is the number of batches of a whole epoch; a stream has none.
 
     Attributes:
         sampler: has `set_epoch`.
-        statistics: what became of the documents; None for a stream.
+        statistics: counts of documents, rows and tokens; None for a stream.
     """
 
     def __init__(
         self,
         *,
-        sampler: Sampler | StreamSampler,
-        feed: Feed,
+        sampler: Sampler[Any],
         packing: Packing,
         tokenizer: "PreTrainedTokenizerBase",
         statistics: Statistics | None,
-        workers: int,
+        num_workers: int,
         prefetch: int,
         device: "torch.device | str | None",
     ) -> None:
@@ -72,41 +46,39 @@ class Loader:
         self.vocab_size = len(tokenizer)
         self.pad_token_id = tokenizer.pad_token_id
         self.statistics = statistics
-        self._feed = feed
-        self._ahead = partial(ahead, depth=prefetch, workers=workers)
+        self._num_workers = num_workers
+        self._prefetch = prefetch
         self._device = device
 
     def __len__(self) -> int:
-        if isinstance(self.sampler, StreamSampler):
-            raise TypeError("a stream has no length: nobody has counted its rows")
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[dict[str, "torch.Tensor"]]:
-        # Not in a generator: the position begins when the iteration does, and not with its first batch.
-        return self._batches(self._feed.planned(self._feed.begin()))
+        # Not in the generator: the position is that of this call, not of the first batch.
+        return self._batches(self.sampler.begin())
 
     def _batches(self, planned: Iterator[tuple[Any, Picks]]) -> Iterator[dict[str, "torch.Tensor"]]:
         transfer = Transfer(self._device)
 
-        def make(item: tuple[Any, Picks]) -> Any:
+        def make(item: tuple[Any, Picks]) -> tuple[Arrays, Any]:
             return transfer.send(collate(item[1], packing=self.packing, pad_token_id=self.pad_token_id))
 
-        for (mark, _), sent in self._ahead(make, planned):
-            yield self._feed.hand_out(mark, transfer.receive(sent))
+        for (place, _), sent in Ahead(make, planned, depth=self._prefetch, workers=self._num_workers):
+            yield self.sampler.hand_out(place, transfer.receive(sent))
 
     def state_dict(self) -> dict[str, Any]:
         """The position as JSON, equal on every rank: `epoch`, and `samples` handed out in it so far over all ranks.
 
-        Exact in the middle of an epoch: the batch handed out last counts as consumed, and nothing after it, whatever
-        was prepared ahead.
+        Exact in the middle of an epoch: the batch handed out last counts as consumed. Batches that are prepared ahead
+        do not count.
         """
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Lets the next iteration go on with the sample after those counted in `state`.
+        """Lets the next iteration continue with the sample after those counted in `state`.
 
-        The state may come from another dp size and another batch size; `sampler.set_epoch` with the same epoch
-        keeps the position. A position at the end of its epoch leaves an iteration without batches.
+        The state may come from another dp size and another batch size. `sampler.set_epoch` with the same epoch keeps
+        the position. After a position at the end of its epoch the next iteration has no batches.
 
         Raises:
             ValueError: not a position, or one of other data.

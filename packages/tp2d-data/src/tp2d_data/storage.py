@@ -1,8 +1,8 @@
-"""Folders that appear whole or not at all, written once per machine however many processes ask for them.
+"""Files and folders that appear whole or not at all; a folder is written once per machine, whoever asks for it.
 
-A folder is written under a temporary name beside its place, flushed to the disk and renamed; a file lock lets one
-process write while the others wait. Whoever dies while writing leaves a temporary folder only, which the next writer
-on that machine removes.
+A folder is written under a temporary name beside its place, flushed to the disk and renamed. A file lock lets one
+process write while the others wait. A process that dies while writing leaves only a temporary folder, which the next
+writer on that machine removes.
 """
 
 import json
@@ -31,16 +31,23 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tp2d"
 
 
-def digest(identity: Any) -> str:
-    """32 hexadecimal digits that name `identity`, which must be JSON."""
+def hash_of(identity: Any) -> str:
+    """The hash of `identity`, which must be JSON: 32 hexadecimal digits."""
     return blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes `text` to the file `path` under a temporary name and renames it: others see the old file or the new."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def publish(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Returns `folder`, calling `write(temporary_folder)` first where it does not exist yet.
+    """Returns `folder`; where it does not exist yet, `write(temporary_folder)` makes it first.
 
     Raises:
-        ValueError: the place cannot be written. What `write` raises passes through and leaves nothing behind.
+        ValueError: the place cannot be written. An error of `write` passes through and leaves nothing behind.
     """
     if folder.exists():
         return folder
@@ -52,7 +59,7 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 class Damaged(ValueError):
-    """What is kept in a folder is not what was written there."""
+    """A cached folder does not hold what was written there."""
 
     def __init__(self, what: str, folder: Path, error: Exception) -> None:
         super().__init__(f"the cached {what} in {folder} are damaged ({error}); delete that folder")
@@ -60,7 +67,7 @@ class Damaged(ValueError):
 
 
 def withdraw(folder: Path) -> None:
-    """Removes what `publish` made: for others it is there whole or gone."""
+    """Removes a folder that `publish` made; other processes see it whole or not at all."""
     gone = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{uuid.uuid4().hex}")
     with suppress(FileNotFoundError):  # another process was first
         folder.rename(gone)
@@ -68,7 +75,7 @@ def withdraw(folder: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Makes `folder` where it is not there yet; ValueError where it cannot be made or written."""
+    """Makes `folder` where it does not exist; ValueError where it cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,7 +99,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(folder: Path, write: Callable[[Path], None]) -> None:
-    # The host's name keeps this sweep from the work of another host where storage is shared but locks are not.
+    # With the host's name, the sweep leaves another host's folders alone where storage is shared but locks are not.
     prefix = f"{folder.name}.tmp-{socket.gethostname()}-"
     for abandoned in folder.parent.glob(prefix + "*"):
         shutil.rmtree(abandoned)
@@ -118,7 +125,7 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _flush(folder: Path, *, files: bool = True) -> None:
-    """Makes sure that names and contents are on the disk, so that a rename cannot outlive what it names."""
+    """Brings names and contents to the disk, so that after a crash no renamed folder lacks its contents."""
     for path in (*(folder.iterdir() if files else ()), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from tp2d_data.collate import Batch
+from tp2d_data.rows.collate import Batch
 
 if TYPE_CHECKING:
     import torch
 
 
 class Arrays(dict[str, Any]):
-    """A batch; one that a tutorial's loop asks for a mask says what to do."""
+    """A batch. A loop that asks a packed one for an `attention_mask` is told what to do instead."""
 
     def __missing__(self, key: str) -> Any:
         if key == "attention_mask":
@@ -20,10 +20,10 @@ class Arrays(dict[str, Any]):
 
 
 class Transfer:
-    """Makes tensors of batches: on the CPU without copying; elsewhere through pinned memory, on a stream of its own.
+    """Makes tensors of batches: on the CPU without copying, elsewhere through pinned memory on a stream of its own.
 
-    `send` may be called in any thread; `receive` in the one that computes, where it lets the present stream wait for
-    the copy, and the host for nothing.
+    `send` may be called in any thread, `receive` in the thread that computes. There the current stream waits for the
+    copy; the host waits for nothing.
 
     Args:
         device: where the batches go; None: they stay on the CPU.
@@ -37,7 +37,7 @@ class Transfer:
         self._stream: Any = None if self._device.type == "cpu" else self._module.Stream(self._device)
 
     def send(self, batch: Batch) -> tuple[Arrays, Any]:
-        """The batch's tensors, and an event that says when they are there (None: they are)."""
+        """The batch's tensors, and an event that says when they have arrived (None: they have)."""
         import torch
 
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
@@ -48,7 +48,7 @@ class Transfer:
             return Arrays(moved), self._stream.record_event()
 
     def receive(self, sent: tuple[Arrays, Any]) -> Arrays:
-        """The batch, safe to use on the present stream."""
+        """The batch, safe to use on the current stream."""
         batch, arrived = sent
         if arrived is not None:
             present = self._module.current_stream(self._device)

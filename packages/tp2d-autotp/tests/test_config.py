@@ -1,7 +1,5 @@
 """DeepSpeed's configuration: what is written for a run, what a user may add, and every refusal."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -11,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from tp2d_autotp import USER_KEYS, deepspeed_config, read_user_config
-from tp2d_mesh import Layout
+from tp2d_autotp import USER_KEYS, AutoTPSpec, check, deepspeed_config, read_user_config
+from tp2d_autotp.config import precision_sections
+from tp2d_mesh import PRECISIONS, Layout
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
 
 
-def written(**options: Any) -> dict[str, Any]:
-    return deepspeed_config(**{"layout": Layout(dp=2, tp=2), "device": CPU, **options})
+def written(*, device: torch.device = CPU, **options: Any) -> dict[str, Any]:
+    return deepspeed_config(AutoTPSpec(**options), layout=Layout(dp=2, tp=2), device=device)
 
 
 def test_batch_sizes_count_dp_ranks_not_all_ranks() -> None:
@@ -40,6 +39,7 @@ def test_clipping(clip: float | None, value: float) -> None:
     ("precision", "section", "keys"),
     [
         ("fp32", "bf16", {"enabled": False}),
+        ("bf16", "bf16", {"enabled": True}),
         ("bf16", "data_types", {"grad_accum_dtype": "fp32"}),
         ("bf16-pure", "bf16", {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}),
         ("fp16", "fp16", {"enabled": True, "loss_scale": 0}),
@@ -47,6 +47,21 @@ def test_clipping(clip: float | None, value: float) -> None:
 )
 def test_precision(precision: str, section: str, keys: dict[str, Any]) -> None:
     assert keys.items() <= written(precision=precision, device=GPU)[section].items()
+
+
+def test_every_precision_is_told_in_deepspeeds_words() -> None:
+    """Shows a section that one precision leaves to another: bf16 sums in bf16, or fp32 that is cast."""
+    fp32_sums = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+    off: dict[str, Any] = {"bf16": {"enabled": False}, "fp16": {"enabled": False}}
+    pure = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+    expected = {
+        "fp64": off,
+        "fp32": off,
+        "bf16": off | {"bf16": {"enabled": True}} | fp32_sums,
+        "bf16-pure": off | {"bf16": pure},
+        "fp16": off | {"fp16": {"enabled": True, "loss_scale": 0, "hysteresis": 1}} | fp32_sums,
+    }
+    assert {name: precision_sections(precision) for name, precision in PRECISIONS.items()} == expected
 
 
 def test_overlap_comm_is_written_only_where_it_is_chosen() -> None:
@@ -62,7 +77,7 @@ def test_the_users_keys_are_merged_in_and_auto_means_the_runs() -> None:
         "wall_clock_breakdown": True,
         "tensorboard": {"enabled": True, "output_path": "logs"},
     }
-    config = written(user=user, batch_size_per_gpu=2)
+    config = written(deepspeed_config=user, batch_size_per_gpu=2)
     assert config["train_batch_size"] == 4
     assert config["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 500, "overlap_comm": True}
     assert config["wall_clock_breakdown"] is True
@@ -75,7 +90,7 @@ def test_the_users_keys_are_merged_in_and_auto_means_the_runs() -> None:
         ({"zero_stage": 0}, "zero_stage=0 reports a wrong gradient norm in bf16 and clips by it: use zero_stage=1"),
         ({"zero_stage": 3}, "zero_stage=3 splits the weights over dp as well, .* use the engine fsdp2"),
         ({"zero_stage": 4}, "zero_stage=4 is not a ZeRO stage: choose 1 or 2."),
-        ({"precision": "fp8"}, "precision='fp8' is not known; choose from fp64, fp32, bf16, bf16-pure, fp16."),
+        ({"precision": "fp8"}, "precision='fp8' is not known: choose one of auto, fp64, fp32, bf16, bf16-pure, fp16."),
         ({"precision": "fp16"}, "precision='fp16' needs a GPU and the device is the CPU: choose 'fp32' or 'bf16'."),
         ({"batch_size_per_gpu": 0}, "batch_size_per_gpu=0 is not a size: give a whole number of at least 1."),
         ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps=-1 is not a size"),
@@ -117,7 +132,7 @@ def test_refused_options(options: dict[str, Any], message: str) -> None:
 )
 def test_what_contradicts_the_run_or_is_not_checked_is_refused_by_name(user: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        written(user=user, batch_size_per_gpu=2, gradient_accumulation_steps=4)
+        written(deepspeed_config=user, batch_size_per_gpu=2, gradient_accumulation_steps=4)
 
 
 def test_deepspeed_accepts_what_is_written() -> None:
@@ -139,7 +154,8 @@ def test_deepspeed_accepts_what_is_written() -> None:
         section, _, leaf = key.rpartition(".")
         value = {"enabled": False} if key in sections else values.get(key, values.get(leaf, True))
         (user.setdefault(section, {}) if section else user)[leaf] = value
-    config = deepspeed_config(layout=Layout(dp=1, tp=1), device=GPU, precision="fp16", user=user)
+    spec = AutoTPSpec(precision="fp16", deepspeed_config=user)
+    config = deepspeed_config(spec, layout=Layout(dp=1, tp=1), device=GPU)
     known = DeepSpeedConfig(config)
     assert known.train_batch_size == 1
     assert known.zero_config.reduce_bucket_size == 500
@@ -149,6 +165,8 @@ def test_deepspeed_accepts_what_is_written() -> None:
 def test_a_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text(json.dumps({"steps_per_print": 5}))
     assert read_user_config(tmp_path / "ds.json") == {"steps_per_print": 5}
+    for path in (tmp_path / "ds.json", str(tmp_path / "ds.json")):
+        assert written(deepspeed_config=path)["steps_per_print"] == 5
 
 
 @pytest.mark.parametrize(
@@ -164,14 +182,33 @@ def test_a_bad_file_is_refused(text: str | None, message: str, tmp_path: Path) -
     if text is not None:
         (tmp_path / "ds.json").write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_user_config(tmp_path / "ds.json")
+        written(deepspeed_config=tmp_path / "ds.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compile": True}, "compile=True has not been checked under DeepSpeed AutoTP: use the engine fsdp2 for it."),
+        ({"zero_stage": 3}, "zero_stage=3 splits the weights over dp as well"),
+        ({"precision": "fp16"}, "precision='fp16' needs a GPU and the device is the CPU"),
+        (
+            {"deepspeed_config": {"train_batch_size": 64}},
+            "deepspeed_config sets train_batch_size=64, and the run",
+        ),
+    ],
+)
+def test_a_driver_is_told_without_a_model(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        check(AutoTPSpec(**options), layout=Layout(dp=2, tp=2), device=CPU)
+    assert check(AutoTPSpec(), layout=Layout(dp=2, tp=2), device=CPU) is None
 
 
 def test_the_pure_parts_do_not_import_deepspeed_or_transformers() -> None:
     """The command line checks a configuration with them before anything starts."""
     code = (
         "import sys, torch, tp2d_autotp; from tp2d_mesh import Layout;"
-        "tp2d_autotp.deepspeed_config(layout=Layout(dp=1, tp=1), device=torch.device('cpu'));"
+        "where = {'layout': Layout(dp=1, tp=1), 'device': torch.device('cpu')};"
+        "tp2d_autotp.check(tp2d_autotp.AutoTPSpec(), **where);"
         "sys.exit(bool({'deepspeed', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,7 +1,5 @@
 """Runs of elements as boxes: every element once, in order, and live."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,13 +1,9 @@
 """The loss scale that a checkpoint of either engine carries, on DeepSpeed's own scaler."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
-from tp2d_autotp.optimizer import build_optimizer, load_scale_state, moments, scale_state
+from tp2d_autotp.loss_scale import load_scale_state, scale_state
 
 
 @pytest.fixture(autouse=True)
@@ -55,20 +51,3 @@ def test_without_dynamic_scaling_there_is_no_state() -> None:
     static = LossScaler(scale=1.0)
     assert scale_state(static) is None
     load_scale_state(static, None)
-
-
-def test_moments_before_the_first_step_change_nothing() -> None:
-    plain, prepared = (nn.Parameter(torch.linspace(-1, 1, 8)) for _ in range(2))
-    optimizers = [
-        build_optimizer("adamw", [{"params": [p]}], learning_rate=0.1, weight_decay=0.01) for p in (plain, prepared)
-    ]
-    assert moments(optimizers[1])["exp_avg"][0].tolist() == [0.0] * 8
-    for parameter, optimizer in zip((plain, prepared), optimizers, strict=True):
-        parameter.grad = torch.ones(8)
-        optimizer.step()
-    assert torch.equal(plain, prepared)
-
-
-def test_an_unknown_optimizer_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"optimizer='lion' is not known; choose from adamw, sgd."):
-        build_optimizer("lion", [], learning_rate=0.1, weight_decay=0.0)

@@ -1,7 +1,5 @@
 """DeepSpeed in one process: groups that are the mesh's own, another mesh afterwards, nothing compiled, nothing said."""
 
-from __future__ import annotations
-
 import os
 import sys
 from datetime import timedelta
@@ -10,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tp2d_autotp import AutoTPEngine, runtime
+from tp2d_autotp import AutoTPEngine, AutoTPSpec, runtime
 from tp2d_mesh import Layout, Mesh, build_mesh
-from tp2d_mesh.parity import TINY, micro_batches, random_batches, tiny_model
 from tp2d_mesh.testing import run_on_mesh
+from tp2d_mesh.testing.parity import TINY, micro_batches, random_batches, tiny_model
 
 BATCH = random_batches(steps=1, rows=8, seq_length=16, vocab_size=TINY["vocab_size"])[0]
 
@@ -23,7 +21,7 @@ def config() -> Any:
 
 
 def step(mesh: Mesh, settings: Any) -> tuple[float, float]:
-    engine = AutoTPEngine(config=settings, weights=None, mesh=mesh)
+    engine = AutoTPEngine(AutoTPSpec(), config=settings, weights=None, mesh=mesh)
     stats = engine.train_step(micro_batches(BATCH, layout=mesh.layout, rank=mesh.rank, accumulation=1))
     engine.close()
     return float(stats.loss), float(stats.grad_norm)
@@ -51,12 +49,14 @@ def own_groups(mesh: Mesh, settings: Any) -> tuple[int, int, bool]:
     from torch.distributed.distributed_c10d import _world
 
     before = len(_world.pg_map)
-    engine = AutoTPEngine(config=settings, weights=None, mesh=mesh)
+    engine = AutoTPEngine(AutoTPSpec(), config=settings, weights=None, mesh=mesh)
     same = engine.zero.optimizer.dp_process_group is mesh.dp_group
     if mesh.layout.tp > 1:
         same = same and engine.model.lm_head.mp_group is mesh.tp_group
         same = same and engine.zero.optimizer.model_parallel_group is mesh.tp_group
-    return before, len(_world.pg_map), same
+    after = len(_world.pg_map)
+    engine.close()
+    return before, after, same
 
 
 @pytest.mark.parametrize(("dp", "tp"), [(2, 2), (2, 1)])
@@ -66,9 +66,10 @@ def test_no_group_exists_twice(dp: int, tp: int) -> None:
 
 
 def second_engine(mesh: Mesh, settings: Any) -> str:
-    AutoTPEngine(config=settings, weights=None, mesh=mesh)
+    first = AutoTPEngine(AutoTPSpec(), config=settings, weights=None, mesh=mesh)
     with pytest.raises(ValueError) as refusal:
-        AutoTPEngine(config=settings, weights=None, mesh=mesh)
+        AutoTPEngine(AutoTPSpec(), config=settings, weights=None, mesh=mesh)
+    first.close()
     return str(refusal.value)
 
 
@@ -100,9 +101,11 @@ def started_programs(mesh: Mesh, settings: Any) -> tuple[list[str], bool, list[s
     return started, "torch._inductor.compile_fx" in sys.modules, [os.environ.get(name) for name in names]
 
 
-def test_nothing_is_compiled(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_compiled(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Shows a compiler being looked for or started, torch's own included, and anything printed."""
-    for started, inductor, variables in run_on_mesh(started_programs, config(), tp=2):
+    for name in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+    for started, inductor, variables in run_on_mesh(started_programs, config(), tp=2, fresh=True):
         assert started == [] and not inductor and variables == [None, None]
     out, err = capfd.readouterr()
     assert out == "" and "deepspeed" not in err.lower() and "deprecated" not in err
@@ -133,5 +136,5 @@ def world_of_its_own(mesh: Mesh, settings: Any) -> list[tuple[float, float]]:
 
 
 def test_an_engine_opens_in_a_new_world() -> None:
-    (numbers,) = run_on_mesh(world_of_its_own, config())
+    (numbers,) = run_on_mesh(world_of_its_own, config(), fresh=True)
     assert numbers[0] == numbers[1]

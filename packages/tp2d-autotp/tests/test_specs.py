@@ -1,7 +1,5 @@
 """From plan to DeepSpeed's layer specs, and every refusal of a model that AutoTP would split otherwise."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from typing import Any
@@ -9,9 +7,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from tp2d_autotp import AUTOTP_FAMILIES, check_model, check_plan, check_specs, layer_specs, tensor_parallel_section
-from tp2d_mesh import VERIFIED_FAMILIES, Plan, Style, plan_model
-from tp2d_mesh.parity import tiny_model
+from tp2d_autotp import (
+    AUTOTP_FAMILIES,
+    AutoTPSpec,
+    check,
+    check_plan,
+    check_specs,
+    layer_specs,
+    tensor_parallel_section,
+)
+from tp2d_mesh import VERIFIED_FAMILIES, Layout, Plan, Style, plan_model
+from tp2d_mesh.testing.parity import tiny_model
 
 
 def meta_model(family: str, **changes: Any) -> Any:
@@ -27,6 +33,10 @@ def qwen3() -> Any:
 @pytest.fixture(scope="module")
 def plan(qwen3: Any) -> Plan:
     return plan_model(qwen3, tp=2)
+
+
+def checked(model: Any, *, tp: int) -> Plan:
+    return check(AutoTPSpec(), layout=Layout(dp=1, tp=tp), device=torch.device("cpu"), model=model)
 
 
 def names(model: Any) -> list[str]:
@@ -64,11 +74,11 @@ def test_deepspeed_reads_the_section_as_it_is_meant(plan: Plan, qwen3: Any) -> N
 def test_every_family_of_autotp_passes() -> None:
     assert AUTOTP_FAMILIES <= VERIFIED_FAMILIES
     for family in AUTOTP_FAMILIES:
-        assert check_model(meta_model(family), tp=2).tp == 2
+        assert checked(meta_model(family), tp=2).tp == 2
 
 
 def test_without_tensor_parallelism_there_is_nothing_to_check() -> None:
-    assert check_model(meta_model("olmo2"), tp=1).modules == {}
+    assert checked(meta_model("olmo2"), tp=1).modules == {}
 
 
 def test_a_spec_that_misses_the_q_norm_reduction_is_named(plan: Plan, qwen3: Any) -> None:

@@ -1,26 +1,29 @@
 """Weights drawn from a seed: the same on every mesh, and with either engine."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
-from tp2d_autotp import AutoTPEngine
-from tp2d_mesh import Mesh
-from tp2d_mesh.parity import tiny_model, worst_differences
+from tp2d_autotp import AutoTPEngine, AutoTPSpec
+from tp2d_mesh import EngineSpec, Mesh
 from tp2d_mesh.testing import run_on_mesh
+from tp2d_mesh.testing.parity import tiny_model, worst_differences
 
 
-def drawn(mesh: Mesh, config: Any, engine: str) -> dict[str, Any]:
-    if engine == "fsdp2":
-        from tp2d_fsdp2 import FSDP2Engine as Engine
-    else:
-        Engine = AutoTPEngine
-    return {
-        n: t for n, t in Engine(config=config, weights=None, mesh=mesh, seed=5).state().items() if "model." in n[:6]
-    }
+def drawn(mesh: Mesh, config: Any, name: str) -> dict[str, Any]:
+    engine = open_engine(mesh, config, name)
+    weights = {name: tensor for name, tensor in engine.state().items() if name.startswith("model.")}
+    engine.close()
+    return weights
+
+
+def open_engine(mesh: Mesh, config: Any, name: str) -> Any:
+    if name == "autotp":
+        return AutoTPEngine(AutoTPSpec(seed=5), config=config, weights=None, mesh=mesh)
+    from tp2d_fsdp2 import FSDP2Engine
+
+    return FSDP2Engine(EngineSpec(seed=5), config=config, weights=None, mesh=mesh)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,19 @@
 """The skeleton that DeepSpeed is given, and the check of what AutoTP made of it."""
 
-from __future__ import annotations
-
+import math
 from typing import Any
 
 import pytest
 import torch
-from tp2d_autotp import AutoTPEngine, runtime
-from tp2d_mesh import Mesh, plan_model
-from tp2d_mesh.parity import tiny_model
+from tp2d_autotp import AutoTPEngine, AutoTPSpec, runtime
+from tp2d_mesh import EngineSpec, Mesh, build_skeleton, plan_model
 from tp2d_mesh.testing import run_on_mesh
-from tp2d_mesh.weights import build_skeleton
+from tp2d_mesh.testing.parity import tiny_model
 
 
 def skeleton(family: str) -> Any:
     config = tiny_model(family, dtype=torch.float32).config
-    return build_skeleton(config, dtype=torch.float32, attn_implementation=None, trust_remote_code=False)
+    return build_skeleton(config, spec=EngineSpec(), dtype=torch.float32)
 
 
 def test_placeholders_take_no_storage_and_keep_ties() -> None:
@@ -42,11 +40,15 @@ def test_a_model_that_autotp_left_whole_is_refused_by_the_modules_name() -> None
 
 def storage(mesh: Mesh, config: Any) -> dict[str, tuple[tuple[int, ...], int]]:
     """Every parameter's shape here, and how many bytes of ZeRO state this rank has."""
-    engine = AutoTPEngine(config=config, weights=None, mesh=mesh)
+    engine = AutoTPEngine(AutoTPSpec(), config=config, weights=None, mesh=mesh)
+    assert not engine.optimizer.state  # counting parameters creates no moments
+    assert engine.parameter_count == sum(math.prod(shape) for shape in engine.zero.global_shapes.values())
     engine.state()
     held = [tensor for state in engine.optimizer.state.values() for tensor in state.values() if tensor.dim()]
     bytes_held = sum(tensor.untyped_storage().nbytes() for tensor in held)
-    return {name: (tuple(p.shape), bytes_held) for name, p in engine.model.named_parameters()}
+    found = {name: (tuple(p.shape), bytes_held) for name, p in engine.model.named_parameters()}
+    engine.close()
+    return found
 
 
 def test_a_rank_holds_its_shards_and_its_share_of_the_moments() -> None:

@@ -1,7 +1,5 @@
 """The crossings between whole and split activations: values, and gradients against plain arithmetic."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tp2d_fsdp2.collectives import TensorParallel

@@ -1,21 +1,24 @@
 """The engine's contract: state by name, evaluation, options, and what it refuses."""
 
-from __future__ import annotations
-
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
-from tp2d_fsdp2 import FSDP2Engine
+from tp2d_fsdp2 import FSDP2Engine, check, engine
 from tp2d_fsdp2.gradients import _sum_of_squares
 from tp2d_fsdp2.testing import run_engine
-from tp2d_mesh import Mesh
-from tp2d_mesh.parity import TINY, micro_batches, random_batches, tiny_model
-from tp2d_mesh.testing import MeshError, run_on_mesh
+from tp2d_mesh import IGNORED, PRECISIONS, EngineSpec, Layout, Mesh, build_skeleton
+from tp2d_mesh.testing import run_on_mesh
+from tp2d_mesh.testing.parity import TINY, micro_batches, random_batches, tiny_model
 
 BATCHES = random_batches(steps=4, rows=4, seq_length=12, vocab_size=TINY["vocab_size"])
+
+CPU = torch.device("cpu")
+SPEC = EngineSpec(learning_rate=1e-2, max_grad_norm=None)
 
 
 def config_of(family: str, **changes: Any) -> Any:
@@ -23,11 +26,14 @@ def config_of(family: str, **changes: Any) -> Any:
 
 
 def placements(mesh: Mesh, config: Any) -> dict[str, tuple]:
-    engine = FSDP2Engine(config=config, weights=None, mesh=mesh)
+    engine = FSDP2Engine(SPEC, config=config, weights=None, mesh=mesh)
     found = {}
     for name, parameter in engine.model.named_parameters():
         assert isinstance(parameter, DTensor), name
         found[name] = (parameter.device_mesh.mesh_dim_names, tuple(parameter.shape), parameter.to_local().numel())
+    assert engine.parameter_count == sum(torch.Size(shape).numel() for _, shape, _ in found.values())
+    assert not engine.optimizer.state  # counting parameters creates no moments
+    engine.close()
     return found
 
 
@@ -44,7 +50,7 @@ def test_every_parameter_lies_on_the_mesh_and_no_rank_holds_the_model() -> None:
 
 def stock_norm(mesh: Mesh, config: Any) -> tuple[float, float]:
     """The engine's norm of a step, and torch's own clip_grad_norm_ on the same DTensor gradients."""
-    engine = FSDP2Engine(config=config, weights=None, mesh=mesh, max_grad_norm=None)
+    engine = FSDP2Engine(SPEC, config=config, weights=None, mesh=mesh)
     seen: list[float] = []
 
     def stock(*_: Any) -> None:
@@ -53,6 +59,7 @@ def stock_norm(mesh: Mesh, config: Any) -> tuple[float, float]:
 
     engine.optimizer.register_step_pre_hook(stock)
     stats = engine.train_step(micro_batches(BATCHES[0], layout=mesh.layout, rank=mesh.rank, accumulation=1))
+    engine.close()
     return float(stats.grad_norm), seen[0]
 
 
@@ -71,21 +78,24 @@ def test_norm_of_a_large_gradient_keeps_its_digits() -> None:
 
 def interrupted(mesh: Mesh, config: Any, interrupt: bool) -> tuple[list[float], dict]:
     """Four steps; with `interrupt`, the engine is replaced after two by a fresh one filled from its state."""
-    engine = FSDP2Engine(config=config, weights=None, mesh=mesh, learning_rate=1e-2)
+    spec = EngineSpec(learning_rate=1e-2)
+    engine = FSDP2Engine(spec, config=config, weights=None, mesh=mesh)
     losses = []
     for step, batch in enumerate(BATCHES):
         if interrupt and step == 2:
             saved = {n: [p.tensor.clone() for p in t.pieces] for n, t in engine.state().items()}
             extra = json.loads(json.dumps(engine.extra_state()))
             engine.close()
-            engine = FSDP2Engine(config=config, weights=None, mesh=mesh, learning_rate=1e-2, seed=7)
+            engine = FSDP2Engine(replace(spec, seed=7), config=config, weights=None, mesh=mesh)
             for name, tensor in engine.state().items():
                 for piece, value in zip(tensor.pieces, saved[name], strict=True):
                     piece.tensor.copy_(value)
             engine.load_extra_state(extra)
         stats = engine.train_step(micro_batches(batch, layout=mesh.layout, rank=mesh.rank, accumulation=1))
         losses.append(float(stats.loss))
-    return losses, {n: [p.tensor for p in t.pieces] for n, t in engine.state().items()}
+    state = {n: [p.tensor for p in t.pieces] for n, t in engine.state().items()}
+    engine.close()
+    return losses, state
 
 
 def test_an_engine_filled_from_anothers_state_goes_on_bit_for_bit() -> None:
@@ -101,25 +111,30 @@ def test_an_engine_filled_from_anothers_state_goes_on_bit_for_bit() -> None:
 
 
 def evaluation(mesh: Mesh, config: Any) -> tuple[float, int, float]:
-    engine = FSDP2Engine(config=config, weights=None, mesh=mesh, learning_rate=0.0)
+    engine = FSDP2Engine(EngineSpec(learning_rate=0.0), config=config, weights=None, mesh=mesh)
     rows = micro_batches(BATCHES[0], layout=mesh.layout, rank=mesh.rank, accumulation=1)
     loss_sum, tokens = engine.evaluate(rows[0])
     stats = engine.train_step(rows)
     assert int(stats.tokens) == int(tokens)
+    engine.close()
     return float(loss_sum), int(tokens), float(stats.loss)
 
 
 def test_evaluation_sums_over_dp_and_counts_tokens_once() -> None:
     """Shows tokens counted once per tp rank, and a loss of this rank's rows alone."""
-    expected = int((BATCHES[0]["labels"][:, 1:] != -100).sum())
+    expected = int((BATCHES[0]["labels"][:, 1:] != IGNORED).sum())
     for loss_sum, tokens, train_loss in run_on_mesh(evaluation, config_of("llama"), dp=2, tp=2):
         assert tokens == expected
         assert loss_sum / tokens == pytest.approx(train_loss, rel=1e-6)
 
 
-def losses(mesh: Mesh, config: Any, options: dict) -> list[float]:
-    run = run_engine(mesh, config, None, BATCHES, accumulation=2, options={"learning_rate": 1e-2, **options})
-    return run.losses
+def losses(mesh: Mesh, config: Any, spec: EngineSpec) -> list[float]:
+    return run_engine(mesh, spec, config, None, BATCHES, accumulation=2).losses
+
+
+@pytest.fixture(scope="module")
+def plain_losses() -> list[float]:
+    return run_on_mesh(losses, config_of("qwen3"), SPEC, dp=2, tp=2)[0]
 
 
 @pytest.mark.parametrize(
@@ -132,11 +147,11 @@ def losses(mesh: Mesh, config: Any, options: dict) -> list[float]:
     ],
     ids=str,
 )
-def test_options_change_the_arithmetic_no_more_than_they_say(options: dict, bound: float) -> None:
-    config = config_of("qwen3")
-    plain = run_on_mesh(losses, config, {}, dp=2, tp=2)[0]
-    for found in run_on_mesh(losses, config, options, dp=2, tp=2):
-        assert max(abs(a - b) for a, b in zip(found, plain, strict=True)) <= bound
+def test_options_change_the_arithmetic_no_more_than_they_say(
+    options: dict, bound: float, plain_losses: list[float]
+) -> None:
+    for found in run_on_mesh(losses, config_of("qwen3"), replace(SPEC, **options), dp=2, tp=2):
+        assert max(abs(a - b) for a, b in zip(found, plain_losses, strict=True)) <= bound
 
 
 def test_fp16_scales_the_loss_and_skips_steps_that_overflow() -> None:
@@ -147,44 +162,89 @@ def test_fp16_scales_the_loss_and_skips_steps_that_overflow() -> None:
 
 
 def fp16_run(mesh: Mesh, config: Any) -> tuple[int, float, float, float]:
+    """fp16 is refused on a CPU, where it is slow; here the refusal is taken away."""
     batch = micro_batches(BATCHES[0], layout=mesh.layout, rank=mesh.rank, accumulation=1)
-    plain = FSDP2Engine(config=config, weights=None, mesh=mesh, learning_rate=0.0)
-    half = FSDP2Engine(config=config, weights=None, mesh=mesh, learning_rate=0.0, precision="fp16")
+    spec = EngineSpec(learning_rate=0.0)
+    plain = FSDP2Engine(spec, config=config, weights=None, mesh=mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "resolve_precision", lambda name, _: PRECISIONS[name])
+        half = FSDP2Engine(replace(spec, precision="fp16"), config=config, weights=None, mesh=mesh)
     norms = [float(half.train_step(batch).grad_norm) for _ in range(8)]
     extra = half.extra_state()
     finite = [norm for norm in norms if norm < float("inf")]
-    return extra["optimizer_steps"], extra["loss_scale"]["value"], finite[-1], float(plain.train_step(batch).grad_norm)
+    plain_norm = float(plain.train_step(batch).grad_norm)
+    half.close()
+    plain.close()
+    return extra["optimizer_steps"], extra["loss_scale"]["value"], finite[-1], plain_norm
 
 
-@pytest.mark.parametrize(
-    ("family", "changes", "options", "tp", "message"),
-    [
-        ("llama", {"num_key_value_heads": 2}, {}, 4, "num_key_value_heads=2 is not divisible by tp_size=4"),
-        ("llama", {}, {"precision": "fp8"}, 1, "precision='fp8' is not known; choose from fp64, fp32"),
-        ("llama", {}, {"optimizer": "lion"}, 1, "optimizer='lion' is not known; choose from adamw, sgd"),
-        ("mixtral", {}, {}, 2, "asks for the tensor parallel style 'packed_colwise'"),
-        ("gpt2", {}, {}, 2, "model type 'gpt2' ships no tensor parallel plan"),
-    ],
-)
-def test_refusals(family: str, changes: dict, options: dict, tp: int, message: str) -> None:
-    with pytest.raises(MeshError, match=message):
-        run_on_mesh(losses, config_of(family, **changes), options, tp=tp)
+REFUSALS = [
+    ("llama", {"num_key_value_heads": 2}, 4, "num_key_value_heads=2 is not divisible by tp_size=4"),
+    ("mixtral", {}, 2, "asks for the tensor parallel style 'packed_colwise'"),
+    ("gpt2", {}, 2, "model type 'gpt2' ships no tensor parallel plan"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "tp", "message"), REFUSALS)
+def test_refusals_of_a_model_need_no_process_group(family: str, changes: dict, tp: int, message: str) -> None:
+    model = build_skeleton(config_of(family, **changes), spec=SPEC, dtype=torch.float32)
+    with pytest.raises(ValueError, match=message):
+        check(SPEC, layout=Layout(dp=1, tp=tp), device=CPU, model=model)
+    assert check(SPEC, layout=Layout(dp=2, tp=1), device=CPU, model=model).tp == 1
+
+
+def test_a_precision_the_device_lacks_is_refused_without_a_model() -> None:
+    layout = Layout(dp=1, tp=1)
+    with pytest.raises(ValueError, match="precision='fp16' needs a GPU and the device is the CPU"):
+        check(replace(SPEC, precision="fp16"), layout=layout, device=CPU)
+    assert check(SPEC, layout=layout, device=CPU) is None
+
+
+def refusals(mesh: Mesh, configs: list) -> list[str]:
+    messages = []
+    for config in configs:
+        with pytest.raises(ValueError) as error:
+            FSDP2Engine(SPEC, config=config, weights=None, mesh=mesh)
+        messages.append(str(error.value))
+    return messages
+
+
+def test_the_engine_refuses_what_check_refuses() -> None:
+    configs = [config_of(family, **changes) for family, changes, _, _ in REFUSALS]
+    for messages in run_on_mesh(refusals, configs, tp=4):
+        for message, (_, _, tp, expected) in zip(messages, REFUSALS, strict=True):
+            assert re.search(expected.replace(f"tp_size={tp}", "tp_size=4"), message)
+
+
+def compiled(mesh: Mesh, config: Any) -> tuple[list[float], list[float]]:
+    return losses(mesh, config, SPEC), losses(mesh, config, replace(SPEC, compile=True))
 
 
 def test_compiled_layers_train_to_the_same_losses() -> None:
     """Shows a crossing or a local parameter that tracing loses: a gradient of zero, or of this rank alone."""
     config = config_of("qwen3", num_hidden_layers=1)
-    plain = run_on_mesh(losses, config, {}, tp=2)[0]
-    for found in run_on_mesh(losses, config, {"compile": True}, tp=2, timeout=240.0):
+    for plain, found in run_on_mesh(compiled, config, tp=2, timeout=240.0, fresh=True):
         assert max(abs(a - b) for a, b in zip(found, plain, strict=True)) < 1e-5
 
 
+def no_batches(mesh: Mesh, config: Any) -> None:
+    engine = FSDP2Engine(SPEC, config=config, weights=None, mesh=mesh)
+    with pytest.raises(ValueError, match="train_step needs at least one micro-batch"):
+        engine.train_step([])
+    engine.close()
+
+
+def test_a_step_without_batches_is_refused() -> None:
+    run_on_mesh(no_batches, config_of("qwen2"))
+
+
 def without_labels(mesh: Mesh, config: Any) -> tuple[float, float, bool]:
-    engine = FSDP2Engine(config=config, weights=None, mesh=mesh, optimizer="sgd", learning_rate=1.0)
+    engine = FSDP2Engine(EngineSpec(optimizer="sgd", learning_rate=1.0), config=config, weights=None, mesh=mesh)
     before = {name: p.detach().to_local().clone() for name, p in engine.parameters.items()}
-    rows = BATCHES[0] | {"labels": torch.full_like(BATCHES[0]["labels"], -100)}
+    rows = BATCHES[0] | {"labels": torch.full_like(BATCHES[0]["labels"], IGNORED)}
     stats = engine.train_step([rows])
     same = all(torch.equal(before[name], p.detach().to_local()) for name, p in engine.parameters.items())
+    engine.close()
     return float(stats.tokens), float(stats.grad_norm), same
 
 

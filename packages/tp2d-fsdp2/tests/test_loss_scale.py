@@ -1,9 +1,7 @@
 """fp16's loss scale."""
 
-from __future__ import annotations
-
 import torch
-from tp2d_fsdp2.optimizer import LossScale
+from tp2d_fsdp2.loss_scale import LossScale
 
 
 def test_scale_halves_on_overflow_and_doubles_after_a_quiet_while() -> None:

@@ -1,10 +1,11 @@
 """Packed rows under the engine: what a row's documents compute alone, nothing more and nothing less.
 
-The full matrix is ``benchmarks/parity_packed.py``; this is its covering subset.
+The full matrix is `benchmarks/parity_packed.py`; this is its covering subset.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,30 @@ import pytest
 import torch
 from tp2d_fsdp2 import FSDP2Engine
 from tp2d_fsdp2.testing import run_engine
-from tp2d_mesh import Mesh
-from tp2d_mesh.packed_parity import documents, documents_reference, flash_attention_in_torch, packed_batch
-from tp2d_mesh.parity import TINY, Batch, EngineRun, Reference, micro_batches, tiny_model, worst_differences
-from tp2d_mesh.testing import MeshError, run_on_mesh
+from tp2d_mesh import IGNORED, EngineSpec, Mesh
+from tp2d_mesh.testing import run_on_mesh
+from tp2d_mesh.testing.packed_parity import documents, documents_reference, flash_attention_in_torch, packed_batch
+from tp2d_mesh.testing.parity import TINY, Batch, EngineRun, Reference, micro_batches, tiny_model, worst_differences
 
-SGD = {"precision": "fp64", "optimizer": "sgd", "learning_rate": 0.1}
+SGD = EngineSpec(precision="fp64", optimizer="sgd", learning_rate=0.1, max_grad_norm=None)
 BATCH = packed_batch(vocab_size=TINY["vocab_size"])
 
 
-def one_step(family: str, folder: Path, **changes: Any) -> tuple[Any, Reference]:
+Saved = tuple[Any, Path, Reference]
+
+
+def one_step(family: str, folder: Path, **changes: Any) -> Saved:
     """A saved model, and what the documents of `BATCH`, each alone, make of it in one process."""
     model = tiny_model(family, dtype=torch.float64, **changes)
     model.save_pretrained(folder)
-    return model.config, documents_reference(model, [BATCH], optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    return model.config, folder, documents_reference(model, [BATCH], optimizer=sgd)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
+    """`one_step` of a family as it comes; made once."""
+    return cache(lambda family: one_step(family, tmp_path_factory.mktemp(family)))
 
 
 def worst(expected: Reference, found: EngineRun) -> float:
@@ -48,19 +59,19 @@ def test_packed_rows_equal_their_documents_alone(
     family: str, changes: dict, dp: int, tp: int, options: dict, tmp_path: Path
 ) -> None:
     """Shows attention or a window across a boundary, positions that run on or are one row's, a label that crosses."""
-    config, expected = one_step(family, tmp_path, **changes)
+    config, _, expected = one_step(family, tmp_path, **changes)
     exact = family != "gemma3_text" and "attn_implementation" not in options
     bound = 1e-10 if exact else 1e-6  # Gemma's norms and eager's softmax compute in float32 whatever they are given
     accumulation = 8 // dp // 2
-    arguments = {"accumulation": accumulation, "options": SGD | options}
-    for found in run_on_mesh(run_engine, config, tmp_path, [BATCH], **arguments, dp=dp, tp=tp):
+    spec = replace(SGD, **options)
+    for found in run_on_mesh(run_engine, spec, config, tmp_path, [BATCH], accumulation=accumulation, dp=dp, tp=tp):
         assert worst(expected, found) < bound
 
 
 @pytest.mark.parametrize("fault", ["no positions", "positions that run on", "one row's positions"])
-def test_without_the_boundaries_parity_fails(fault: str, tmp_path: Path) -> None:
+def test_without_the_boundaries_parity_fails(fault: str, saved: Callable[[str], Saved]) -> None:
     """Shows that the comparison itself can fail: the same rows, their boundaries lost in each way they can be."""
-    config, expected = one_step("llama", tmp_path)
+    config, folder, expected = saved("llama")
     positions = BATCH["position_ids"]
     spoilt = {
         "no positions": None,
@@ -69,23 +80,24 @@ def test_without_the_boundaries_parity_fails(fault: str, tmp_path: Path) -> None
     }[fault]
     batch = {k: v for k, v in BATCH.items() if k != "position_ids"}
     batch |= {} if spoilt is None else {"position_ids": spoilt}
-    for found in run_on_mesh(run_engine, config, tmp_path, [batch], accumulation=1, options=SGD):
+    for found in run_on_mesh(run_engine, SGD, config, folder, [batch], accumulation=1):
         gradients = worst_differences(expected.gradients, found.gradients, prefix="grad.")
         assert gradients["model.layers.0.self_attn.q_proj.weight"] > 1e-2
 
 
 def run_with_flash(mesh: Mesh, config: Any, folder: Path, batch: Batch) -> dict[str, torch.Tensor]:
-    engine = FSDP2Engine(config=config, weights=folder, mesh=mesh, max_grad_norm=None, **SGD)
+    engine = FSDP2Engine(SGD, config=config, weights=folder, mesh=mesh)
     engine.model.config._attn_implementation = "flash_attention_2"
     with flash_attention_in_torch():
         stats = engine.train_step(micro_batches(batch, layout=mesh.layout, rank=mesh.rank, accumulation=2))
+    engine.close()
     return {"loss": stats.loss, "norm": stats.grad_norm}
 
 
-def test_flash_attention_is_given_the_documents_ends(tmp_path: Path) -> None:
+def test_flash_attention_is_given_the_documents_ends(saved: Callable[[str], Saved]) -> None:
     """Shows rows laid end to end wrongly; the path is transformers' own, only its kernels are plain torch here."""
-    config, expected = one_step("qwen2", tmp_path)
-    for found in run_on_mesh(run_with_flash, config, tmp_path, BATCH, dp=2, tp=2):
+    config, folder, expected = saved("qwen2")
+    for found in run_on_mesh(run_with_flash, config, folder, BATCH, dp=2, tp=2):
         assert float(found["loss"]) == pytest.approx(expected.losses[0], rel=1e-10)
         assert float(found["norm"]) == pytest.approx(expected.norms[0], rel=1e-10)
 
@@ -93,53 +105,63 @@ def test_flash_attention_is_given_the_documents_ends(tmp_path: Path) -> None:
 def padded(batch: Batch) -> Batch:
     """The same documents, each in a row of its own."""
     rows = list(documents(batch))
-    ids, labels = torch.zeros(len(rows), 24, dtype=torch.int64), torch.full((len(rows), 24), -100)
+    ids, labels = torch.zeros(len(rows), 24, dtype=torch.int64), torch.full((len(rows), 24), IGNORED)
     for i, (tokens, targets) in enumerate(rows):
         ids[i, : tokens.shape[1]], labels[i, : tokens.shape[1]] = tokens[0], targets[0]
     return {"input_ids": ids, "labels": labels}
 
 
-def both_ways(mesh: Mesh, config: Any, folder: Path, options: dict) -> list[float]:
+def both_ways(mesh: Mesh, config: Any, folder: Path, spec: EngineSpec) -> list[float]:
     """Loss of evaluation, loss and norm of a step; of packed rows, then of padded ones."""
     numbers = []
     for batch in (BATCH, padded(BATCH)):
-        engine = FSDP2Engine(config=config, weights=folder, mesh=mesh, max_grad_norm=None, **options)
+        engine = FSDP2Engine(spec, config=config, weights=folder, mesh=mesh)
         loss_sum, tokens = engine.evaluate(batch)
         stats = engine.train_step([batch])
         numbers += [float(loss_sum / tokens), float(stats.loss), float(stats.grad_norm)]
+        engine.close()
     return numbers
 
 
 @pytest.mark.parametrize(("precision", "rel"), [("fp32", 1e-5), ("bf16", 2e-2), ("bf16-pure", 2e-2)])
-def test_packed_and_padded_rows_agree_in_every_precision(precision: str, rel: float, tmp_path: Path) -> None:
+def test_packed_and_padded_rows_agree_in_every_precision(
+    precision: str, rel: float, saved: Callable[[str], Saved]
+) -> None:
     """Shows a mask or positions that a cast spoils; bf16 has 8 bits, so sums in another order differ by 2^-8 each."""
-    config, _ = one_step("qwen3", tmp_path)
-    for numbers in run_on_mesh(both_ways, config, tmp_path, {"precision": precision}, dp=1, tp=2):
+    config, folder, _ = saved("qwen3")
+    spec = EngineSpec(precision=precision, max_grad_norm=None)
+    for numbers in run_on_mesh(both_ways, config, folder, spec, dp=1, tp=2):
         assert numbers[:3] == pytest.approx(numbers[3:], rel=rel)
 
 
 def compiled(mesh: Mesh, config: Any, folder: Path) -> list[float]:
     """Loss and norm of a step on padded rows, then of one on packed rows, by one engine whose weights stay."""
-    options = {"compile": True, "activation_checkpointing": True, "optimizer": "sgd", "learning_rate": 0.0}
-    engine = FSDP2Engine(config=config, weights=folder, mesh=mesh, max_grad_norm=None, **options)
+    spec = EngineSpec(
+        compile=True, activation_checkpointing=True, optimizer="sgd", learning_rate=0.0, max_grad_norm=None
+    )
+    engine = FSDP2Engine(spec, config=config, weights=folder, mesh=mesh)
     steps = [engine.train_step([batch]) for batch in (padded(BATCH), BATCH)]
+    engine.close()
     return [float(number) for step in steps for number in (step.loss, step.grad_norm)]
 
 
 def test_packed_rows_agree_when_layers_are_compiled(tmp_path: Path) -> None:
     """Shows a compiled layer that keeps the mask, or the lack of one, of the batch it was traced with."""
-    config, expected = one_step("qwen2", tmp_path, num_hidden_layers=1)
-    (numbers,) = run_on_mesh(compiled, config, tmp_path, timeout=300.0)
+    config, _, expected = one_step("qwen2", tmp_path, num_hidden_layers=1)
+    (numbers,) = run_on_mesh(compiled, config, tmp_path, timeout=300.0, fresh=True)
     assert numbers == pytest.approx([expected.losses[0], expected.norms[0]] * 2, rel=1e-5)
 
 
-def refused(mesh: Mesh, config: Any) -> None:
-    engine = FSDP2Engine(config=config, weights=None, mesh=mesh)
+def refused(mesh: Mesh, config: Any) -> str:
+    engine = FSDP2Engine(EngineSpec(), config=config, weights=None, mesh=mesh)
     engine.model.forward = None  # refused before anything is computed
-    engine.train_step([BATCH])
+    with pytest.raises(ValueError) as error:
+        engine.train_step([BATCH])
+    engine.close()
+    return str(error.value)
 
 
 def test_packed_rows_of_an_unproven_family_are_refused_by_name() -> None:
     config = tiny_model("bloom", dtype=torch.float32).config
-    with pytest.raises(MeshError, match="ValueError: model type 'bloom' has not been shown to keep the documents"):
-        run_on_mesh(refused, config)
+    (message,) = run_on_mesh(refused, config)
+    assert message.startswith("model type 'bloom' has not been shown to keep the documents")

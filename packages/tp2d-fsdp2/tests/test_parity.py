@@ -1,11 +1,12 @@
 """Every number of a parallel step against one process: the project's first law.
 
 Each test says which fault it would show. The full matrix of meshes, families and accumulation counts is
-``benchmarks/parity.py``; this is its covering subset.
+`benchmarks/parity.py`; this is its covering subset.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,61 @@ import pytest
 import torch
 import tp2d_fsdp2.engine
 from tp2d_fsdp2.testing import run_engine
-from tp2d_mesh import Mesh
-from tp2d_mesh.parity import TINY, EngineRun, random_batches, reference_run, tiny_model, worst_differences
+from tp2d_mesh import IGNORED, EngineSpec, Mesh
 from tp2d_mesh.testing import run_on_mesh
+from tp2d_mesh.testing.parity import (
+    TINY,
+    Batch,
+    EngineRun,
+    Reference,
+    random_batches,
+    reference_run,
+    tiny_model,
+    worst_differences,
+)
 
-SGD = {"precision": "fp64", "optimizer": "sgd", "learning_rate": 0.1}
+SGD = EngineSpec(precision="fp64", optimizer="sgd", learning_rate=0.1, max_grad_norm=None)
+ADAMW = EngineSpec(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=0.5)
 
 
-def one_float64_step(family: str, folder: Path, **model_changes: Any) -> tuple[Any, list, Any]:
-    """A saved model, one ragged global batch, and what one process makes of it with SGD."""
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A saved model, global batches, and what one process makes of them."""
+
+    config: Any
+    folder: Path
+    batches: list[Batch]
+    expected: Reference
+
+    def run(
+        self,
+        spec: EngineSpec,
+        *,
+        accumulation: int,
+        dp: int = 1,
+        tp: int = 1,
+        fn: Any = run_engine,
+    ) -> list[EngineRun]:
+        """The same training on a mesh; every rank's numbers."""
+        return run_on_mesh(fn, spec, self.config, self.folder, self.batches, accumulation=accumulation, dp=dp, tp=tp)
+
+
+def ragged(steps: int, *, rows: int = 8) -> list[Batch]:
+    return random_batches(steps=steps, rows=rows, seq_length=16, vocab_size=TINY["vocab_size"])
+
+
+def float64_step(family: str, folder: Path, batches: list[Batch], **model_changes: Any) -> Case:
+    """One plain SGD step in float64."""
     model = tiny_model(family, dtype=torch.float64, **model_changes)
     model.save_pretrained(folder)
-    batches = random_batches(steps=1, rows=8, seq_length=16, vocab_size=TINY["vocab_size"])
-    reference = reference_run(model, batches, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    return model.config, batches, reference
+    expected = reference_run(model, batches, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    return Case(config=model.config, folder=folder, batches=batches, expected=expected)
+
+
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """One step of a family on one ragged global batch; made once."""
+    return cache(lambda family: float64_step(family, tmp_path_factory.mktemp(family), ragged(1)))
 
 
 @pytest.mark.parametrize(
@@ -44,13 +86,13 @@ def one_float64_step(family: str, folder: Path, **model_changes: Any) -> tuple[A
     ],
 )
 def test_float64_gradients_and_weights_equal_one_process(
-    family: str, dp: int, tp: int, accumulation: int, tmp_path: Path
+    family: str, dp: int, tp: int, accumulation: int, one_step: Callable[[str], Case]
 ) -> None:
     """Shows a missing, doubled or misplaced reduction, however small: float64 leaves no rounding to hide in."""
-    config, batches, expected = one_float64_step(family, tmp_path)
+    case = one_step(family)
+    expected = case.expected
     bound = 1e-6 if family.startswith("gemma") else 1e-10  # Gemma's norms compute in float32 whatever they are given
-    runs = run_on_mesh(run_engine, config, tmp_path, batches, accumulation=accumulation, options=SGD, dp=dp, tp=tp)
-    for found in runs:
+    for found in case.run(SGD, accumulation=accumulation, dp=dp, tp=tp):
         gradients = worst_differences(expected.gradients, found.gradients, prefix="grad.")
         weights = worst_differences(expected.weights, found.weights, prefix="model.")
         assert max(gradients.values()) < bound, gradients
@@ -60,15 +102,16 @@ def test_float64_gradients_and_weights_equal_one_process(
 
 
 def run_without_partial_sums(mesh: Mesh, *args: Any, **options: Any) -> EngineRun:
-    tp2d_fsdp2.engine.sum_partial_gradients = lambda *_: None
-    return run_engine(mesh, *args, **options)
+    with pytest.MonkeyPatch.context() as patch:  # the process may serve other tests
+        patch.setattr(tp2d_fsdp2.engine, "sum_partial_gradients", lambda *_: None)
+        return run_engine(mesh, *args, **options)
 
 
-def test_without_the_q_norm_reduction_parity_fails(tmp_path: Path) -> None:
+def test_without_the_q_norm_reduction_parity_fails(one_step: Callable[[str], Case]) -> None:
     """Shows that the comparison itself can fail: the loss stays right, the gradients of q_norm and k_norm do not."""
-    config, batches, expected = one_float64_step("qwen3", tmp_path)
-    options = {"accumulation": 2, "options": SGD}
-    for found in run_on_mesh(run_without_partial_sums, config, tmp_path, batches, **options, dp=2, tp=2):
+    case = one_step("qwen3")
+    expected = case.expected
+    for found in case.run(SGD, accumulation=2, dp=2, tp=2, fn=run_without_partial_sums):
         gradients = worst_differences(expected.gradients, found.gradients, prefix="grad.")
         wrong = {name for name, difference in gradients.items() if difference > 1e-10}
         norms = {name for name in gradients if "q_norm" in name or "k_norm" in name}
@@ -85,35 +128,30 @@ def test_float32_losses_of_twenty_steps(family: str, dp: int, tp: int, accumulat
     """Shows what only many steps show: optimizer state, clipping and the learning rate applied wrongly."""
     model = tiny_model(family, dtype=torch.float32)
     model.save_pretrained(tmp_path)
-    batches = random_batches(steps=20, rows=8, seq_length=16, vocab_size=TINY["vocab_size"])
+    batches = ragged(20)
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     expected = reference_run(model, batches, optimizer=adamw, max_grad_norm=0.5)
-    options = {"learning_rate": 1e-3, "weight_decay": 0.01, "max_grad_norm": 0.5}
-    runs = run_on_mesh(
-        run_engine, model.config, tmp_path, batches, accumulation=accumulation, options=options, dp=dp, tp=tp
-    )
-    for found in runs:
+    case = Case(config=model.config, folder=tmp_path, batches=batches, expected=expected)
+    for found in case.run(ADAMW, accumulation=accumulation, dp=dp, tp=tp):
         assert max(abs(a - b) for a, b in zip(found.losses, expected.losses, strict=True)) < 1e-5
         assert found.norms == pytest.approx(expected.norms, rel=1e-4)
 
 
 def test_padding_row_of_the_embedding_gets_no_gradient_where_it_lies_on_a_later_rank(tmp_path: Path) -> None:
     """Shows a padding index that is not counted from the rank's first row: it would freeze another token's row."""
-    config, batches, expected = one_float64_step("llama", tmp_path, pad_token_id=70)
-    assert not expected.gradients["model.embed_tokens.weight"][70].any()
-    for found in run_on_mesh(run_engine, config, tmp_path, batches, accumulation=1, options=SGD, tp=4):
-        gradients = worst_differences(expected.gradients, found.gradients, prefix="grad.")
+    case = float64_step("llama", tmp_path, ragged(1), pad_token_id=70)
+    assert not case.expected.gradients["model.embed_tokens.weight"][70].any()
+    for found in case.run(SGD, accumulation=1, tp=4):
+        gradients = worst_differences(case.expected.gradients, found.gradients, prefix="grad.")
         assert max(gradients.values()) < 1e-10, gradients
 
 
 def test_a_rank_without_any_token_to_predict(tmp_path: Path) -> None:
     """Shows a mean over each rank's own tokens: here dp rank 1 has none, which makes such a mean NaN."""
-    model = tiny_model("qwen3", dtype=torch.float64)
-    model.save_pretrained(tmp_path)
-    batches = random_batches(steps=1, rows=4, seq_length=16, vocab_size=TINY["vocab_size"])
-    batches[0]["labels"][2:] = -100
-    expected = reference_run(model, batches, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    for found in run_on_mesh(run_engine, model.config, tmp_path, batches, accumulation=1, options=SGD, dp=2, tp=2):
-        gradients = worst_differences(expected.gradients, found.gradients, prefix="grad.")
+    batches = ragged(1, rows=4)
+    batches[0]["labels"][2:] = IGNORED
+    case = float64_step("qwen3", tmp_path, batches)
+    for found in case.run(SGD, accumulation=1, dp=2, tp=2):
+        gradients = worst_differences(case.expected.gradients, found.gradients, prefix="grad.")
         assert max(gradients.values()) < 1e-10, gradients
-        assert found.losses == pytest.approx(expected.losses, rel=1e-10)
+        assert found.losses == pytest.approx(case.expected.losses, rel=1e-10)

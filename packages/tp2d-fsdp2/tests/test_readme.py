@@ -1,7 +1,5 @@
 """The README's example runs as it says."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,18 @@
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tp2d_mesh import cost
+from tp2d_mesh.cost import flops_per_token
+
+SIZES = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+def config(**values):
+    found = SimpleNamespace(**SIZES, **values)
+    found.get_text_config = lambda: found
+    return found
 
 
 def ring_all_gather(shards):
@@ -58,3 +69,29 @@ def test_what_is_no_size_or_bandwidth_is_refused():
         cost.all_gather_bytes(1, ranks=0)
     with pytest.raises(ValueError, match="size=-1 bytes over ranks=2"):
         cost.reduce_scatter_bytes(-1, ranks=2)
+
+
+def test_flops_of_a_token():
+    """6 per parameter that multiplies, and 12 x layers x width x length for attention."""
+    untied = config(tie_word_embeddings=False)
+    assert flops_per_token(untied, parameters=5000, seq_length=32) == 6 * (5000 - 1600) + 12 * 3 * 16 * 32
+    tied = config(tie_word_embeddings=True)
+    assert flops_per_token(tied, parameters=5000, seq_length=32) == 6 * 5000 + 12 * 3 * 16 * 32
+    wide = config(head_dim=8, tie_word_embeddings=True)  # heads wider than the hidden size
+    assert flops_per_token(wide, parameters=5000, seq_length=32) == 6 * 5000 + 12 * 3 * 32 * 32
+
+
+def test_flops_of_transformers_configurations():
+    """Shows a name that transformers has changed: experts or head sizes would go uncounted."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    untied = transformers.LlamaConfig(**SIZES, tie_word_embeddings=False)
+    assert flops_per_token(untied, parameters=5000, seq_length=32) == 6 * (5000 - 1600) + 12 * 3 * 16 * 32
+    wide = transformers.Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=True)
+    assert flops_per_token(wide, parameters=5000, seq_length=32) == 6 * 5000 + 12 * 3 * 32 * 32
+    assert flops_per_token(transformers.MixtralConfig(), parameters=5000, seq_length=32) is None
+
+
+@pytest.mark.parametrize("name", ["num_experts", "num_local_experts", "n_routed_experts"])
+def test_flops_of_a_mixture_of_experts_are_not_guessed(name):
+    experts = config(tie_word_embeddings=False, **{name: 8})
+    assert flops_per_token(experts, parameters=5000, seq_length=32) is None

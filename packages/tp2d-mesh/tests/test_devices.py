@@ -1,6 +1,7 @@
 import pytest
 import torch
 from tp2d_mesh import devices
+from tp2d_mesh.testing import run_on_mesh
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -57,31 +58,31 @@ def test_backends():
     assert devices.backend_for(torch.device("cuda", 1)) == "cpu:gloo,cuda:nccl"
 
 
-def test_precisions_on_the_cpu():
-    assert devices.resolve_precision("auto", CPU) == "fp32"
-    for name in ("fp32", "bf16", "bf16-pure"):
-        assert devices.resolve_precision(name, CPU) == name
-    with pytest.raises(ValueError, match=r"precision='fp16' needs a GPU and the device is the CPU: choose 'fp32' or"):
-        devices.resolve_precision("fp16", CPU)
-    known = "auto, fp32, bf16, bf16-pure, fp16"
-    with pytest.raises(ValueError, match=f"precision='fp8' is not known: choose one of {known}"):
-        devices.resolve_precision("fp8", CPU)
+def test_the_cpu_claims_no_fast_dtype():
+    assert devices.fast_dtypes(CPU) == frozenset()
 
 
-@pytest.mark.parametrize(("able", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_precision_on_a_gpu_is_what_it_computes_in(monkeypatch, able, expected):
+@pytest.mark.parametrize("able", [True, False])
+def test_a_gpu_claims_bf16_where_it_computes_in_it(monkeypatch, able):
+    """Shows bf16 chosen on a GPU that only emulates it, which is slower than fp32."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able or including_emulation)
-    assert devices.resolve_precision("auto", torch.device("cuda", 0)) == expected
-    assert devices.resolve_precision("fp16", torch.device("cuda", 0)) == "fp16"
+    expected = {torch.float16, torch.bfloat16} if able else {torch.float16}
+    assert devices.fast_dtypes(torch.device("cuda", 0)) == expected
+
+
+def peaks_around_a_block(mesh):
+    """The peak before, with and after 64 MiB, in a process that has never held more than it does now."""
+    before = devices.peak_memory(mesh.device)
+    block = torch.ones(64 * 2**20 // 4)
+    during = devices.peak_memory(mesh.device)
+    del block
+    return before, during, devices.peak_memory(mesh.device)
 
 
 def test_memory_of_the_cpu_is_that_of_the_process():
-    before = devices.memory_in_use(CPU)
-    block = torch.ones(64 * 2**20 // 4)
-    in_use, peak = devices.memory_in_use(CPU), devices.peak_memory(CPU)
-    assert in_use - before > 48 * 2**20
-    del block
-    assert peak >= in_use - 2**20  # the kernel counts the two at different moments
+    [(before, during, after)] = run_on_mesh(peaks_around_a_block, fresh=True)
+    assert during - before > 48 * 2**20
+    assert after >= during
 
 
 def test_the_peak_of_a_cpu_is_not_known():
@@ -116,11 +117,10 @@ def test_on_a_gpu():
     device = devices.select_device("cuda")
     devices.activate(device)
     assert torch.cuda.current_device() == device.index
-    before = devices.memory_in_use(device)
+    before = torch.cuda.memory_allocated(device)
     block = torch.ones(2**20, device=device)
     devices.synchronize(device)
-    assert devices.memory_in_use(device) - before == block.nbytes
-    assert devices.peak_memory(device) >= devices.memory_in_use(device)
+    assert devices.peak_memory(device) >= before + block.nbytes
     first, again = rng_round_trip(device)
     assert torch.equal(first, again)
     assert devices.get_rng_state(device).device == CPU

@@ -1,11 +1,9 @@
 """The vocabulary-parallel token loss against torch's cross-entropy on whole logits."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tp2d_mesh import Mesh, chunk_range
-from tp2d_mesh.loss import count_tokens, shifted_labels, token_loss_sum
+from tp2d_mesh.model.loss import count_global_tokens, count_tokens, global_loss_sum, shifted_labels, token_loss_sum
 from tp2d_mesh.testing import MeshError, run_on_mesh
 
 VOCABULARY = 11
@@ -48,6 +46,19 @@ def test_labels_move_left_and_the_last_position_predicts_nothing() -> None:
 
 def test_the_first_token_of_a_row_is_not_counted() -> None:
     assert int(count_tokens(torch.tensor([[5, 6, -100], [-100, 6, 7]]))) == 3
+
+
+def over_the_mesh(mesh: Mesh) -> tuple[int, float, int]:
+    """Of two micro-batches: the tokens of both, and the loss (the dp rank + 1) and tokens of the first."""
+    first, second = torch.tensor([[5, 6, 7]]), torch.tensor([[-100, -100, 7]])
+    tokens = count_global_tokens([first, second], dp_group=mesh.dp_group)
+    loss_sum, counted = global_loss_sum(torch.tensor(mesh.dp_rank + 1.0), first, dp_group=mesh.dp_group)
+    return int(tokens), float(loss_sum), int(counted)
+
+
+def test_losses_and_tokens_are_summed_over_dp_once() -> None:
+    """Shows tokens counted once per tp rank."""
+    assert run_on_mesh(over_the_mesh, dp=2, tp=2) == [(6, 3.0, 4)] * 4
 
 
 def whole_logits_where_a_chunk_is_due(mesh: Mesh) -> None:

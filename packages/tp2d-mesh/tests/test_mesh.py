@@ -77,7 +77,7 @@ def wait_in_vain(mesh, axis):
 @pytest.mark.parametrize(("axis", "dp", "tp"), [("tp", 2, 2), ("dp", 2, 2), ("tp", 1, 2), ("dp", 2, 1)])
 def test_the_groups_of_both_axes_obey_the_time_out(axis, dp, tp):
     """Also where the axis is the whole world, where torch would reuse the default group and its time-out."""
-    seconds, *_ = run_on_mesh(wait_in_vain, axis, dp=dp, tp=tp, timeout=60)
+    seconds, *_ = run_on_mesh(wait_in_vain, axis, dp=dp, tp=tp, timeout=60, fresh=True)
     assert 0.9 < seconds < 30  # of torch's own 1,800
 
 
@@ -93,7 +93,7 @@ def build_without_a_peer(mesh):
 
 
 def test_a_peer_that_never_builds_its_mesh_is_not_waited_for():
-    seconds, _ = run_on_mesh(build_without_a_peer, tp=2, timeout=60)
+    seconds, _ = run_on_mesh(build_without_a_peer, tp=2, timeout=60, fresh=True)
     assert 0.9 < seconds < 30  # of torch's own 1,800
 
 
@@ -119,7 +119,7 @@ def close_twice_made(mesh):
 
 
 def test_close_leaves_a_default_group_that_others_made():
-    assert run_on_mesh(close_twice_made, tp=2) == [(False, True, 2.0)] * 2
+    assert run_on_mesh(close_twice_made, tp=2, fresh=True) == [(False, True, 2.0)] * 2
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """What a model is given for packed rows, and what is refused; that it computes the same is each engine's test."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tp2d_mesh import PACKED_FAMILIES, VARLEN_FAMILIES, check_packed, forward_inputs, model_batch
-from tp2d_mesh.packed_parity import (
+from tp2d_mesh.testing.packed_parity import (
     LENGTHS,
     documents,
     documents_reference,
@@ -17,7 +15,7 @@ from tp2d_mesh.packed_parity import (
     named_gradients,
     packed_batch,
 )
-from tp2d_mesh.parity import TINY, tiny_model
+from tp2d_mesh.testing.parity import TINY, tiny_model
 
 BATCH = packed_batch(vocab_size=TINY["vocab_size"])
 CPU = torch.device("cpu")

@@ -3,8 +3,6 @@
 The plans of real families are checked where they are used: by the engines' parity tests.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The arithmetic of a shard: every element held, by the right ranks, as torch itself cuts it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +12,7 @@ sizes = st.integers(1, 9)
 
 @given(size=st.integers(0, 40), parts=st.integers(1, 9))
 def test_chunks_are_torchs(size: int, parts: int) -> None:
-    """Shows another rounding than ``torch.chunk``, after which a rank would read its neighbour's rows."""
+    """Shows another rounding than `torch.chunk`, after which a rank would read its neighbour's rows."""
     chunks = torch.arange(size).chunk(parts) if size else ()
     expected = [c.tolist() for c in chunks] + [[]] * (parts - len(chunks))
     assert [list(range(*chunk_range(size, parts, i))) for i in range(parts)] == expected

@@ -14,8 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import Replicate, distribute_tensor
-from tp2d_mesh import testing
-from tp2d_mesh.testing import MeshError, run_on_mesh
+from tp2d_mesh.testing import MeshError, _ranks, run_on_mesh, run_script
 
 
 @dataclass
@@ -149,10 +148,11 @@ def looks_late(monkeypatch):
     """The parent looks when every rank has had time to complain about the one that failed."""
 
     def late(*args):
-        time.sleep(0.3)
+        monkeypatch.setattr(_ranks, "wait", wait)
+        time.sleep(0.5)
         return wait(*args)
 
-    monkeypatch.setattr(testing, "wait", late)
+    monkeypatch.setattr(_ranks, "wait", late)
 
 
 def test_the_first_error_is_raised_and_not_what_it_caused(looks_late):
@@ -202,32 +202,35 @@ def test_nothing_of_a_rank_outlives_the_call(tmp_path, then):
 
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 from pathlib import Path
-from tp2d_mesh.testing import run_on_mesh
+from tp2d_mesh.testing import reuse_ranks, run_on_mesh
 
-def rank(mesh):
+def pid(mesh, folder=None):
+    if folder is not None:
+        Path(folder, f"{mesh.layout.dp}{mesh.rank}").write_text(str(os.getpid()))
     return mesh.rank
 
 def hang(mesh, folder):
-    import os
-    Path(folder, str(mesh.rank)).write_text(str(os.getpid()))
+    pid(mesh, folder)
     time.sleep(600)
 
 if __name__ == "__main__":
-    assert run_on_mesh(rank, tp=2) == [0, 1]
-    run_on_mesh(hang, sys.argv[1], tp=2)
+    assert run_on_mesh(pid, tp=2) == [0, 1]
+    with reuse_ranks():
+        run_on_mesh(pid, sys.argv[1], tp=2)
+        run_on_mesh(hang, sys.argv[1], dp=2)
 """
 
 
 def test_ranks_of_a_script_end_when_it_is_killed(tmp_path):
-    """Also: functions of a script's __main__ run."""
+    """Those that run a function and those that are idle. Also: functions of a script's __main__ run."""
     script, pids = tmp_path / "script.py", tmp_path / "pids"
     script.write_text(SCRIPT)
     pids.mkdir()
     parent = subprocess.Popen([sys.executable, str(script), str(pids)])
     try:
-        while len(list(pids.iterdir())) < 2:
+        while len(list(pids.iterdir())) < 4:
             assert parent.poll() is None
             time.sleep(0.05)
         time.sleep(0.2)  # the files are there before their content
@@ -235,6 +238,21 @@ def test_ranks_of_a_script_end_when_it_is_killed(tmp_path):
         parent.kill()
         parent.wait()
     assert gone_within(5.0, recorded_pids(pids))
+
+
+def test_a_script_of_torchruns_runs_on_every_rank(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from tp2d_mesh import Layout, build_mesh\n"
+        "mesh = build_mesh(Layout(dp=1, tp=2))\n"
+        "print(__name__, mesh.rank, sys.argv[0] == __file__)\n"
+        "mesh.close()\n"
+    )
+    assert run_script(script, tp=2) == ["__main__ 0 True\n", "__main__ 1 True\n"]
+    script.write_text("raise ValueError('boom')\n")
+    with pytest.raises(MeshError, match=r'rank \d of the 1x2 [\s\S]*script.py", line 1[\s\S]*ValueError: boom'):
+        run_script(script, tp=2)
 
 
 @pytest.mark.parametrize("name", ["odd.package-name.test_it", "colorsys"])

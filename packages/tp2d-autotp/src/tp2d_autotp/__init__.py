@@ -5,11 +5,13 @@ DeepSpeed is imported when an engine opens, not before.
 
 from importlib.metadata import version
 
-from tp2d_autotp.config import USER_KEYS, deepspeed_config, read_user_config
-from tp2d_autotp.engine import AutoTPEngine, check_model
+from tp2d_mesh import PRECISIONS, Precision
+
+from tp2d_autotp.config import AutoTPSpec, deepspeed_config
+from tp2d_autotp.engine import AutoTPEngine, check
 from tp2d_autotp.families import AUTOTP_FAMILIES
-from tp2d_autotp.precision import PRECISIONS, Precision
 from tp2d_autotp.specs import check_plan, check_specs, layer_specs, tensor_parallel_section
+from tp2d_autotp.user_config import USER_KEYS, read_user_config
 
 __version__ = version("tp2d-autotp")
 
@@ -18,9 +20,10 @@ __all__ = [
     "PRECISIONS",
     "USER_KEYS",
     "AutoTPEngine",
+    "AutoTPSpec",
     "Precision",
     "__version__",
-    "check_model",
+    "check",
     "check_plan",
     "check_specs",
     "deepspeed_config",

@@ -1,11 +1,9 @@
 """The DeepSpeed engine: AutoTP and ZeRO 1 or 2, one optimizer step at a time, exact over dp, tp and accumulation.
 
 The loss of a step is the sum over all unmasked tokens of its global batch divided by their number, so ranks and
-micro-batches with other token counts weigh as they do in one process. DeepSpeed is left to do what it does exactly:
-split, reduce, clip, step. What it would do otherwise is set right here or refused; see ``docs/engines.md``.
+micro-batches with other token counts weigh as they do in one process. DeepSpeed splits, reduces, clips and steps. Where
+that alone is not exact, it is corrected here or refused; see `docs/engines.md`.
 """
-
-from __future__ import annotations
 
 import copy
 import io
@@ -13,138 +11,125 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.utils.checkpoint import checkpoint
-from tp2d_mesh import Mesh, NamedTensor, Plan, plan_model
-from tp2d_mesh.engine import StepStats
-from tp2d_mesh.loss import count_tokens, token_loss_sum
-from tp2d_mesh.packed import ModelBatch, model_batch
-from tp2d_mesh.weights import build_skeleton, initialize_weights, load_weights
+from tp2d_mesh import (
+    Layout,
+    Mesh,
+    ModelBatch,
+    NamedTensor,
+    Plan,
+    Precision,
+    StepStats,
+    build_skeleton,
+    model_batch,
+    plan_model,
+    resolve_precision,
+)
+from tp2d_mesh.model.loss import count_global_tokens, global_loss_sum, token_loss_sum
+from tp2d_mesh.model.optimizer import moments, set_learning_rate, set_steps_taken, stepped_tensors, steps_taken
+from tp2d_mesh.model.weights import initialize_weights, load_weights, parameter_count
 
 from tp2d_autotp import runtime
-from tp2d_autotp.config import deepspeed_config
+from tp2d_autotp.config import AutoTPSpec, deepspeed_config
 from tp2d_autotp.flat import Place
-from tp2d_autotp.optimizer import build_optimizer, load_scale_state, moments, partitions, scale_state
-from tp2d_autotp.precision import PRECISIONS, Precision
+from tp2d_autotp.loss_scale import load_scale_state, scale_state
 from tp2d_autotp.specs import check_plan, tensor_parallel_section
 
 Batch = Mapping[str, torch.Tensor]
+
+
+@overload
+def check(spec: AutoTPSpec, *, layout: Layout, device: torch.device, model: None = None) -> None: ...
+@overload
+def check(spec: AutoTPSpec, *, layout: Layout, device: torch.device, model: nn.Module) -> Plan: ...
+def check(spec: AutoTPSpec, *, layout: Layout, device: torch.device, model: nn.Module | None = None) -> Plan | None:
+    """Refuse what this engine cannot train exactly; no process group, no memory and no DeepSpeed is needed.
+
+    Args:
+        spec: how the model is to be trained.
+        layout: the dp x tp layout.
+        device: where the run computes.
+        model: the unsharded model, a skeleton on the meta device for instance; None checks the rest.
+
+    Returns:
+        The model's plan, where there is a model.
+
+    Raises:
+        ValueError: names the option, family, module or parameter.
+    """
+    if spec.compile:
+        raise ValueError("compile=True has not been checked under DeepSpeed AutoTP: use the engine fsdp2 for it.")
+    deepspeed_config(spec, layout=layout, device=device)
+    if model is None:
+        return None
+    plan = plan_model(model, tp=layout.tp, verified_only=spec.verified_only)
+    check_plan(plan, model, verified_only=spec.verified_only)
+    return plan
 
 
 class AutoTPEngine:
     """Trains one causal language model on a dp x tp mesh. One engine at a time can be open in a process.
 
     Args:
+        spec: how it is trained.
         config: the model's transformers configuration.
-        weights: local folder with safetensors files, or None to draw the weights from `seed`.
+        weights: local folder with safetensors files, or None to draw the weights from the spec's seed.
         mesh: the dp x tp mesh; its device is where everything lives, its groups are the ones DeepSpeed uses.
-        precision: ``fp32``, ``bf16``, ``bf16-pure``, ``fp16`` or ``fp64``; see `PRECISIONS`.
-        learning_rate: the first step's; see `set_learning_rate`.
-        weight_decay: decoupled weight decay of AdamW.
-        max_grad_norm: clip the global norm to this, or None.
-        seed: of the weights (where drawn) and, with the dp rank added, of dropout.
-        activation_checkpointing: recompute each decoder layer in backward.
-        compile: must be False; the engine fsdp2 compiles.
-        attn_implementation: transformers' name of an attention, or None for its default.
-        trust_remote_code: whether code from the model's repository may run.
-        optimizer: ``adamw`` or ``sgd`` (plain; for parity checks).
-        verified_only: refuse families not yet checked for exact gradients; only the parity sweep turns it off.
-        zero_stage: 1 (optimizer state split over dp) or 2 (gradients too).
-        overlap_comm: reduce gradients while backward still runs; None leaves it to DeepSpeed.
-        batch_size_per_gpu, gradient_accumulation_steps: what DeepSpeed is told of the batch, for its own timers and
-            for checking `deepspeed`; `train_step` takes the batches as they come.
-        deepspeed: the user's own DeepSpeed configuration; see `deepspeed_config`.
+
+    Attributes:
+        parameter_count: how many parameters the whole model has, a tied one counted once.
 
     Raises:
-        ValueError: the model, the mesh or an option does not allow exact training; by name.
+        ValueError: see `check`; or another engine is open, or the folder does not hold the model's weights.
     """
 
     name = "autotp"
 
-    def __init__(
-        self,
-        *,
-        config: Any,
-        weights: Path | None,
-        mesh: Mesh,
-        precision: str = "fp32",
-        learning_rate: float = 1e-5,
-        weight_decay: float = 0.01,
-        max_grad_norm: float | None = 1.0,
-        seed: int = 42,
-        activation_checkpointing: bool = False,
-        compile: bool = False,
-        attn_implementation: str | None = None,
-        trust_remote_code: bool = False,
-        optimizer: str = "adamw",
-        verified_only: bool = True,
-        zero_stage: int = 1,
-        overlap_comm: bool | None = None,
-        batch_size_per_gpu: int = 1,
-        gradient_accumulation_steps: int = 1,
-        deepspeed: Mapping[str, Any] | None = None,
-    ) -> None:
-        if compile:
-            raise ValueError("compile=True has not been checked under DeepSpeed AutoTP: use the engine fsdp2 for it.")
-        settings = partial(
-            deepspeed_config,
-            layout=mesh.layout,
-            device=mesh.device,
-            zero_stage=zero_stage,
-            precision=precision,
-            max_grad_norm=max_grad_norm,
-            batch_size_per_gpu=batch_size_per_gpu,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            overlap_comm=overlap_comm,
-            user=deepspeed,
-        )
-        settings()  # refuses before a model is built
-        self.mesh = mesh
-        dtypes = PRECISIONS[precision]
-        skeleton = build_skeleton(
-            config,
-            dtype=dtypes.master,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-        )
-        self.plan = check_model(skeleton, tp=mesh.layout.tp, verified_only=verified_only)
-        section = tensor_parallel_section(self.plan) if mesh.layout.tp > 1 else None
-        build = partial(build_optimizer, optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
+    def __init__(self, spec: AutoTPSpec, *, config: Any, weights: Path | None, mesh: Mesh) -> None:
+        self.spec, self.mesh = spec, mesh
+        check(spec, layout=mesh.layout, device=mesh.device)  # before a model is built
+        precision = resolve_precision(spec.precision, mesh.device)
+        skeleton = build_skeleton(config, spec=spec, dtype=precision.master)
+        self.plan = check(spec, layout=mesh.layout, device=mesh.device, model=skeleton)
+        self.parameter_count = parameter_count(skeleton)
         runtime.join(mesh)
         try:
-            self._open(skeleton, settings(tensor_parallel=section), build, dtypes)
-            self._fill_weights(skeleton, weights, seed)
+            self._open(skeleton, precision)
+            self._fill_weights(skeleton, weights)
         except BaseException:
             runtime.leave()
             raise
-        if activation_checkpointing:
+        if spec.activation_checkpointing:
             for name in self.plan.layers:
                 layer = self.model.get_submodule(name)
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        torch.manual_seed(seed + mesh.dp_rank)
+        torch.manual_seed(spec.seed + mesh.dp_rank)
 
-    def _open(self, skeleton: Any, config: dict[str, Any], build: Any, dtypes: Precision) -> None:
+    def _open(self, skeleton: Any, precision: Precision) -> None:
         from tp2d_autotp.zero import SplitZeroEngine, with_placeholders
 
-        model = with_placeholders(copy.deepcopy(skeleton), dtype=dtypes.compute, device=self.mesh.device)
+        mesh = self.mesh
+        section = tensor_parallel_section(self.plan) if mesh.layout.tp > 1 else None
+        config = deepspeed_config(self.spec, layout=mesh.layout, device=mesh.device, tensor_parallel=section)
+        model = with_placeholders(copy.deepcopy(skeleton), dtype=precision.compute, device=mesh.device)
         # DeepSpeed takes the index of its GPU from this variable, whichever GPUs this process sees.
-        rank = runtime.environment(LOCAL_RANK=str(self.mesh.device.index or 0))
+        rank = runtime.environment(LOCAL_RANK=str(mesh.device.index or 0))
         with rank, redirect_stdout(io.StringIO()):  # AutoTP prints what it did
-            self.zero: Any = SplitZeroEngine(
-                model=model, plan=self.plan, mesh=self.mesh, config=config, build_optimizer=build
-            )
+            self.zero: Any = SplitZeroEngine(self.spec, model=model, plan=self.plan, mesh=mesh, config=config)
         self.model: Any = model
         self.optimizer: torch.optim.Optimizer = self.zero.optimizer.optimizer
         self.places: tuple[Place, ...] = tuple(self.zero.places())
 
-    def _fill_weights(self, skeleton: Any, weights: Path | None, seed: int) -> None:
-        state = self._named("model.{}", partitions(self.optimizer))
+    def _fill_weights(self, skeleton: Any, weights: Path | None) -> None:
+        state = self._named("model.{}", stepped_tensors(self.optimizer))
         with torch.no_grad():
             if weights is None:
-                initialize_weights(skeleton, state, seed=seed, device=self.mesh.device)
+                initialize_weights(skeleton, state, seed=self.spec.seed, device=self.mesh.device)
             else:
                 load_weights(skeleton, state, weights)
         self._handed_out = True
@@ -153,19 +138,18 @@ class AutoTPEngine:
         """One optimizer step on this dp rank's micro-batches; collective, every rank with equally many.
 
         Args:
-            micro_batches: dicts of ``(batch, seq)`` int64 ``input_ids`` and ``labels``, right padded or, with
-                ``position_ids`` that restart at 0 with each document, packed.
+            micro_batches: dicts of `(batch, seq)` int64 `input_ids` and `labels`, right padded or, with
+                `position_ids` that restart at 0 with each document, packed.
 
         Raises:
-            ValueError: no micro-batch, or packed rows for what was not proven exact; see `tp2d_mesh.check_packed`.
+            ValueError: no micro-batch, or packed rows of an unproven family; see `tp2d_mesh.check_packed`.
         """
         if not micro_batches:
             raise ValueError("train_step needs at least one micro-batch.")
         self._take_back()
         self.zero.train()
         batches = [self._to_device(batch) for batch in micro_batches]
-        tokens = torch.stack([count_tokens(batch.labels) for batch in batches]).sum()
-        dist.all_reduce(tokens, group=self.mesh.dp_group)
+        tokens = count_global_tokens([batch.labels for batch in batches], dp_group=self.mesh.dp_group)
         loss_sum = self._accumulate(batches, tokens)
         dist.all_reduce(loss_sum, group=self.mesh.dp_group)
         self.zero.step()
@@ -193,10 +177,8 @@ class AutoTPEngine:
         self._take_back()
         self.zero.eval()
         on_device = self._to_device(batch)
-        tokens = count_tokens(on_device.labels)
-        numbers = torch.stack([self._loss_sum(self.model, on_device).double(), tokens.double()])
-        dist.all_reduce(numbers, group=self.mesh.dp_group)
-        return numbers[0], numbers[1].long()
+        loss_sum = self._loss_sum(self.model, on_device)
+        return global_loss_sum(loss_sum, on_device.labels, dp_group=self.mesh.dp_group)
 
     def _to_device(self, batch: Batch) -> ModelBatch:
         return model_batch(batch, config=self.model.config, device=self.mesh.device)
@@ -212,18 +194,17 @@ class AutoTPEngine:
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use this learning rate from the next step on."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
 
     def state(self) -> dict[str, NamedTensor]:
         """Weights and moments by name, as this rank's live boxes; moments are created if there are none yet.
 
-        The weights are those the optimizer steps (fp32 masters under bf16 and fp16). What is copied into them is what
-        the next step or evaluation computes with.
+        The weights are those the optimizer steps (fp32 masters under bf16 and fp16). The next step or evaluation
+        computes with what the caller copies into them.
         """
         self._handed_out = True
-        named = self._named("model.{}", partitions(self.optimizer))
-        for moment, flats in moments(self.optimizer).items():
+        named = self._named("model.{}", stepped_tensors(self.optimizer))
+        for moment, flats in moments(self.spec, self.optimizer).items():
             named |= self._named(f"optim.{{}}.{moment}", flats)
         return named
 
@@ -235,13 +216,13 @@ class AutoTPEngine:
         return named
 
     def _take_back(self) -> None:
-        """Show forward the optimizer's weights, where whoever asked for `state` may have changed them; collective."""
+        """Copy the optimizer's weights to forward's, if `state` was asked for and may have been filled; collective."""
         if self._handed_out:
             self.zero.optimizer.update_lp_params()
             self._handed_out = False
 
     def gradients(self) -> dict[str, NamedTensor]:
-        """Gradients by name, before clipping; there are some between the last backward and DeepSpeed's step only."""
+        """Gradients by name, before clipping. They exist only between the last backward and DeepSpeed's step."""
         named = {}
         parameters = dict(self.model.named_parameters())
         for place in self.places:
@@ -253,18 +234,15 @@ class AutoTPEngine:
         return named
 
     def extra_state(self) -> dict[str, Any]:
-        """What is equal on every rank: JSON."""
-        steps = [state["step"] for state in self.optimizer.state.values() if "step" in state]
+        """The rest of the state, as JSON that is equal on every rank."""
         return {
-            "optimizer_steps": int(steps[0]) if steps else 0,
+            "optimizer_steps": steps_taken(self.optimizer),
             "loss_scale": scale_state(self.zero.optimizer.loss_scaler),
         }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """The counterpart of `extra_state`; call it after the tensors of `state()` are filled."""
-        for values in self.optimizer.state.values():
-            if "step" in values:
-                values["step"].fill_(state["optimizer_steps"])
+        set_steps_taken(self.optimizer, state["optimizer_steps"])
         load_scale_state(self.zero.optimizer.loss_scaler, state["loss_scale"])
 
     def close(self) -> None:
@@ -274,14 +252,3 @@ class AutoTPEngine:
         self.optimizer.state.clear()
         self.places = ()
         runtime.leave()
-
-
-def check_model(model: Any, *, tp: int, verified_only: bool = True) -> Plan:
-    """The plan of a model at `tp`, with every refusal of the plan and of AutoTP; a model on the meta device is enough.
-
-    Raises:
-        ValueError: what cannot be split exactly, by the name of the option, family, module or parameter.
-    """
-    plan = plan_model(model, tp=tp, verified_only=verified_only)
-    check_plan(plan, model, verified_only=verified_only)
-    return plan

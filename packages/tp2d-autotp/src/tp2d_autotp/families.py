@@ -1,12 +1,10 @@
 """The model families whose gradients under DeepSpeed AutoTP were checked, parameter by parameter, against one process.
 
-A family enters this table only after ``python benchmarks/parity_autotp.py --sweep`` has shown every gradient and every
-weight after a step equal, below 5e-7 of the parameter's largest, on 1x2, 2x2 and 1x4 meshes. What is not here is
-refused under tensor parallelism; of the families tp2d-mesh has verified for the other engine these are: DeepSpeed does
-not split the input embedding of gemma, gemma2 and vaultgemma, breaks phi3's attention, and diffllama is 2e-6 off.
+A family enters this table only after `python benchmarks/parity_autotp.py --sweep` has shown every gradient, and every
+weight after a step, equal on 1x2, 2x2 and 1x4 meshes: below 5e-7 of the parameter's largest. Every other family is
+refused under tensor parallelism. Five that the engine fsdp2 takes are not here: DeepSpeed does not split the input
+embedding of gemma, gemma2 and vaultgemma, breaks phi3's attention, and diffllama is 2e-6 off.
 """
-
-from __future__ import annotations
 
 AUTOTP_FAMILIES: frozenset[str] = frozenset(
     {
@@ -42,4 +40,4 @@ AUTOTP_FAMILIES: frozenset[str] = frozenset(
         "starcoder2",
     }
 )
-"""``config.model_type`` of every checked family."""
+"""`config.model_type` of every checked family."""

@@ -1,12 +1,10 @@
-"""Where ZeRO's flat partitions meet the tensors of the model: element ranges as boxes.
+"""ZeRO's flat partitions as boxes of the model's tensors.
 
-ZeRO 1 and 2 join the parameters of an optimizer group, row by row, into one flat tensor and give each dp rank an equal
+ZeRO 1 and 2 join the parameters of an optimizer group, row by row, into one flat tensor. Each dp rank gets an equal
 range of it, wherever a parameter's border falls. Under tensor parallelism the joined parameters are themselves shards.
-A rank's range of one shard is therefore a run of elements, which is up to three boxes of a matrix: the end of a row,
-whole rows, the start of a row. Nothing here communicates or copies.
+So a rank's range of one shard is a run of elements: up to three boxes of a matrix, which are the end of a row, whole
+rows, and the start of a row. Nothing here communicates or copies.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +15,7 @@ from tp2d_mesh import Box, NamedTensor, Piece
 
 
 def run_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, Box]]:
-    """The boxes that elements ``start .. stop - 1`` of a row-major tensor make up, in order.
+    """The boxes that elements `start .. stop - 1` of a row-major tensor make up, in order.
 
     Args:
         shape: the tensor's shape, one number per dim.
@@ -25,7 +23,7 @@ def run_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[tuple[int
         stop: one past the last.
 
     Yields:
-        ``(first element, box)``: at most ``2 * len(shape) - 1`` of them, none empty.
+        `(first element, box)`: at most `2 * len(shape) - 1` of them, none empty.
     """
     if start >= stop:
         return
@@ -78,7 +76,7 @@ class Place:
         """The boxes of the owned elements.
 
         Args:
-            run: ``(numel,)``, the owned elements in order; the pieces are views of it.
+            run: `(numel,)`, the owned elements in order; the pieces are views of it.
         """
         return tuple(
             Piece(

@@ -1,11 +1,9 @@
-"""DeepSpeed in this process: imported without compiling anything, working on the mesh's own groups, and left again.
+"""How this process enters and leaves DeepSpeed: without compiling anything, and on the mesh's own groups.
 
-DeepSpeed keeps process groups, an accelerator and a mode in module globals. `join` sets them from a mesh, so that no
-group exists twice and its time-outs are ours; `leave` clears them, so that another engine on another mesh may follow in
-the same process. Read in deepspeed 0.19.8: ``utils/groups.py``, ``comm/torch.py``, ``accelerator/real_accelerator.py``.
+DeepSpeed keeps process groups, an accelerator and a mode in module globals. `join` sets them from a mesh, so no group
+exists twice and every group has the mesh's time-out. `leave` clears them, so another engine on another mesh may follow
+in the same process. Read in deepspeed 0.19.8: `utils/groups.py`, `comm/torch.py`, `accelerator/real_accelerator.py`.
 """
-
-from __future__ import annotations
 
 import os
 import warnings
@@ -33,11 +31,11 @@ def environment(**values: str) -> Iterator[None]:
 def load(device_type: str) -> None:
     """Import DeepSpeed for one type of device, quickly and quietly.
 
-    - It is told the accelerator; by itself it takes a GPU where it sees one, and warns where it sees none.
-    - It is told that its shared-memory all-reduce is not to be had: it would be compiled for two minutes, and only
-      to look for it compilers are started.
-    - Its Muon optimizer, which it imports with the first reduction, used or not, asks ``torch.compile`` for its kernels
-      while it is imported; that is seconds of imports, which this variable of torch's turns off.
+    - It is told the accelerator. By itself it takes a GPU if it sees one, and warns if it sees none.
+    - It is told that its shared-memory all-reduce is not available. Otherwise it starts compilers to look for it, and
+      compiles it for two minutes.
+    - The first reduction imports its Muon optimizer, used or not, and that import calls `torch.compile`, which takes
+      seconds. `TORCHDYNAMO_DISABLE` turns this off.
 
     Raises:
         ValueError: DeepSpeed works with another type of device in this process already.
@@ -71,7 +69,7 @@ def join(mesh: Mesh) -> None:
             "another DeepSpeed engine is open in this process, and DeepSpeed keeps its process groups in module "
             "globals: close() that one first."
         )
-    # torch's advice to whoever wrote the call, once on every rank.
+    # torch warns about a call that DeepSpeed makes, once on every rank; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated", category=FutureWarning)
     init_distributed(verbose=False)
     groups._TENSOR_MODEL_PARALLEL_GROUP = groups._MODEL_PARALLEL_GROUP = mesh.tp_group
@@ -80,7 +78,7 @@ def join(mesh: Mesh) -> None:
 
 
 def leave() -> None:
-    """Forget the groups that `join` set; the groups themselves live on, they are the mesh's."""
+    """Forget the groups that `join` set. The groups themselves live on: they belong to the mesh."""
     from deepspeed.module_inject import set_autotp_mode
     from deepspeed.utils import groups
 

@@ -1,14 +1,12 @@
 """From the engine-neutral plan to the tensor parallel section of DeepSpeed's configuration.
 
-DeepSpeed matches a parameter's full name against regular expressions and takes the first spec that fits; a spec that
-fits nothing is no tensor parallelism at all, silently. So the patterns made here are anchored at both ends, only layer
-indices are left open, and `check_plan` sees to it that each fits the modules the plan gives its style to, and no other.
-Three styles need no spec: DeepSpeed's ``vocab_parallel_lm_head`` splits the output embedding, and the input embedding
-with it where the two are tied; an untied input embedding, and row-wise layers with a whole input, the engine splits
-itself, by layers of DeepSpeed's that no spec asks for.
+DeepSpeed matches a parameter's full name against regular expressions and takes the first spec that fits. A spec that
+fits nothing silently splits nothing. So the patterns made here are anchored at both ends and leave only layer indices
+open, and `check_plan` makes sure that each fits exactly the modules that the plan gives its style to.
+Three styles need no spec. DeepSpeed's `vocab_parallel_lm_head` splits the output embedding, and the input embedding
+with it where the two are tied. `zero` splits an untied input embedding, and row-wise layers with a whole input, with
+layers of DeepSpeed's that no spec asks for.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +27,7 @@ _WITHOUT_SPEC = (Style.VOCAB_EMBEDDING, Style.VOCAB_HEAD, Style.ROW_SPLIT)
 
 
 def tensor_parallel_section(plan: Plan) -> dict[str, Any]:
-    """The section ``tensor_parallel`` of DeepSpeed's configuration, for ``plan.tp`` > 1.
+    """The section `tensor_parallel` of DeepSpeed's configuration, for `plan.tp` > 1.
 
     Raises:
         ValueError: a style of the plan that AutoTP does not have; by the module's name.
@@ -47,7 +45,7 @@ def tensor_parallel_section(plan: Plan) -> dict[str, Any]:
 
 
 def layer_specs(plan: Plan) -> list[dict[str, Any]]:
-    """DeepSpeed's ``layer_specs``, one for each style and kind of module.
+    """DeepSpeed's `layer_specs`, one for each style and kind of module.
 
     Raises:
         ValueError: a style of the plan that AutoTP does not have; by the module's name.
@@ -66,7 +64,7 @@ def layer_specs(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _pattern(module: str, leaf: str) -> str:
-    r"""``model.layers.3.mlp.up_proj`` -> ``^model\.layers\.\d+\.mlp\.up_proj\.weight$``."""
+    r"""`model.layers.3.mlp.up_proj` -> `^model\.layers\.\d+\.mlp\.up_proj\.weight$`."""
     parts = [r"\d+" if part.isdigit() else re.escape(part) for part in module.split(".")]
     return "^" + r"\.".join([*parts, leaf]) + "$"
 
@@ -99,7 +97,7 @@ def check_specs(specs: Sequence[Mapping[str, Any]], plan: Plan, parameters: Iter
     """Refuse specs that do anything else to a parameter than the plan says.
 
     Args:
-        specs: DeepSpeed's ``layer_specs``.
+        specs: DeepSpeed's `layer_specs`.
         plan: the model's plan.
         parameters: the full names of the unsharded model's parameters.
 

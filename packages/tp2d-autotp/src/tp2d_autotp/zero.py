@@ -3,9 +3,7 @@
 Imported after `runtime.join` only, because it imports DeepSpeed.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,8 +20,8 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 from torch import nn
-from tp2d_mesh import Mesh, Plan, Style
-from tp2d_mesh.mpu import MPU
+from tp2d_mesh import MPU, EngineSpec, Mesh, Plan, Style
+from tp2d_mesh.model.optimizer import build_optimizer
 
 from tp2d_autotp.flat import Place
 
@@ -41,21 +39,21 @@ class SplitZeroEngine(DeepSpeedEngine):  # type: ignore[misc]
     """DeepSpeed's engine with AutoTP and ZeRO 1 or 2, from a skeleton.
 
     Args:
+        spec: names the optimizer.
         model: see `with_placeholders`; it is changed in place.
         plan: its plan.
         mesh: the mesh whose groups DeepSpeed has joined.
         config: DeepSpeed's configuration.
-        build_optimizer: makes the optimizer of parameter groups.
     """
 
     def __init__(
         self,
+        spec: EngineSpec,
         *,
         model: nn.Module,
         plan: Plan,
         mesh: Mesh,
         config: dict[str, Any],
-        build_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
     ) -> None:
         self.plan, self.mesh = plan, mesh
         self.global_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -63,7 +61,7 @@ class SplitZeroEngine(DeepSpeedEngine):  # type: ignore[misc]
         super().__init__(
             args=None,
             model=model,
-            optimizer=lambda _: build_optimizer(self._optimizer_groups()),
+            optimizer=lambda _: build_optimizer(spec, self._optimizer_groups()),
             mpu=mpu,
             config=config,
             config_class=DeepSpeedConfig(config, mpu),
@@ -125,8 +123,8 @@ class SplitZeroEngine(DeepSpeedEngine):  # type: ignore[misc]
 def with_placeholders(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Give the meta parameters of `model` values in place: one number each, seen as the whole shape.
 
-    AutoTP copies this rank's shard out of a whole parameter, and ZeRO copies what is left into its flat tensors; so
-    only what a rank keeps is ever allocated, and DeepSpeed's hooks and marks stay on the parameters they were put on.
+    AutoTP copies this rank's shard out of a whole parameter, and ZeRO copies the shard into its flat tensors. So only
+    what a rank keeps is ever allocated, and DeepSpeed's hooks and marks stay on the parameters they were put on.
 
     Args:
         model: the skeleton; ties are kept.

@@ -12,11 +12,9 @@ function   forward                    backward
 `split`    whole -> split, no traffic  split -> whole, all-gather
 =========  =========================  ==========================
 
-Functional collectives are used throughout, because ``torch.compile`` can trace them and because autograd may hand the
+Functional collectives are used throughout, because `torch.compile` can trace them and because autograd may hand the
 same gradient buffer to several nodes, so none may be reduced in place.
 """
-
-from __future__ import annotations
 
 import weakref
 from typing import Any

@@ -1,10 +1,8 @@
-"""What stands between the last backward and the optimizer: partial gradients, the global norm, clipping.
+"""What happens between the last backward and the optimizer: partial gradients, the global norm, clipping.
 
 Costs per step: one all-reduce over tp of the partial gradients' local shards in one buffer (none for families
 without such parameters), and one all-reduce of two numbers over the world. No value is read on the host.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
@@ -53,7 +51,7 @@ def global_norm_and_loss(
         loss_sum: this dp rank's summed loss, a scalar.
 
     Returns:
-        ``(norm, loss_sum)``: scalars in at least float32, equal on every rank.
+        `(norm, loss_sum)`: scalars in at least float32, equal on every rank.
     """
     first = mesh.tp_rank == 0
     counted = [p for name, p in parameters.items() if first or plan.parameters[name].tp_dim is not None]
@@ -66,7 +64,7 @@ def global_norm_and_loss(
 def _sum_of_squares(grads: Sequence[torch.Tensor], *, like: torch.Tensor) -> torch.Tensor:
     if not grads:
         return torch.zeros_like(like)
-    # In float32 the CPU's norm loses digits with size: 9e-5 relative at 4M elements, 4e-3 at 50M.
+    # In float32 the CPU's norm loses precision with size: 9e-5 relative at 4M elements, 4e-3 at 50M.
     norms = torch._foreach_norm(list(grads), 2, dtype=torch.float64)
     return torch.stack(norms).square().sum().to(like.dtype)
 
@@ -78,5 +76,5 @@ def scale_gradients(parameters: Mapping[str, nn.Parameter], factor: torch.Tensor
 
 
 def clip_factor(norm: torch.Tensor, max_norm: float) -> torch.Tensor:
-    """What gradients of norm `norm` are multiplied by so that it does not exceed `max_norm` (torch's own formula)."""
+    """The factor that brings gradients of norm `norm` down to `max_norm`, at most 1 (torch's own formula)."""
     return (max_norm / (norm + 1e-6)).clamp(max=1.0)

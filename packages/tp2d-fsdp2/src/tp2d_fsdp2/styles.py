@@ -1,11 +1,9 @@
-"""From plan to tensor parallel model: parameters become DTensors, modules compute on what this rank holds.
+"""The plan as a tensor parallel model: parameters become DTensors, modules compute on what this rank holds.
 
-DTensor is the bookkeeping: placement, names and global shapes that FSDP2, optimizers and checkpoints understand. The
-arithmetic runs on plain local tensors with the explicit crossings of `collectives`, which costs no dispatch per
-operator and lets projections share a backward all-reduce.
+DTensors do the bookkeeping: placements, names and global shapes that FSDP2, optimizers and checkpoints understand. The
+arithmetic runs on plain local tensors with the explicit crossings of `collectives`. This costs no dispatch per operator
+and lets projections share a backward all-reduce.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ def distribute_parameters(model: nn.Module, plan: Plan, mesh: Mesh) -> None:
 
     Args:
         model: a model whose parameters are on the meta device.
-        plan: the model's plan at ``mesh.layout.tp``.
+        plan: the model's plan at `mesh.layout.tp`.
         mesh: the dp x tp mesh.
     """
     made: dict[int, nn.Parameter] = {}
@@ -73,7 +71,7 @@ def local_parameters(module: nn.Module) -> Iterator[dict[str, torch.Tensor | Non
 
 
 def _whole(module: nn.Module, tp: TensorParallel) -> Callable[..., Any]:
-    """Whole weights; also those with partial gradients, which `gradients` sums once per step."""
+    """Whole weights, also those with partial gradients: `gradients` sums these once per step."""
     inner = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:

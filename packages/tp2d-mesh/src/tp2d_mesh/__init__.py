@@ -1,24 +1,32 @@
-"""The dp x tp layout, its DeviceMesh and process groups, and the plan that splits a model."""
+"""The dp x tp layout, its DeviceMesh and process groups, the plan that splits a model, and what both engines share."""
 
 from importlib.metadata import version
 
-from tp2d_mesh.families import PACKED_FAMILIES, VARLEN_FAMILIES, VERIFIED_FAMILIES
+from tp2d_mesh.engine import OPTIMIZERS, EngineSpec, StepStats
 from tp2d_mesh.layout import Coordinates, Layout
 from tp2d_mesh.mesh import Mesh, build_mesh
+from tp2d_mesh.model.families import PACKED_FAMILIES, VARLEN_FAMILIES, VERIFIED_FAMILIES
+from tp2d_mesh.model.loss import IGNORED
+from tp2d_mesh.model.packed import ModelBatch, check_packed, forward_inputs, model_batch
+from tp2d_mesh.model.plan import ParameterPlan, Plan, Style, check_heads, plan_model
+from tp2d_mesh.model.weights import build_skeleton
 from tp2d_mesh.mpu import MPU
-from tp2d_mesh.packed import ModelBatch, check_packed, forward_inputs, model_batch
-from tp2d_mesh.plan import ParameterPlan, Plan, Style, check_heads, plan_model
+from tp2d_mesh.precision import PRECISIONS, Precision, resolve_precision
 from tp2d_mesh.shards import Box, NamedTensor, Piece, chunk_range, local_boxes, named_tensor, tp_ranges
 
 __version__ = version("tp2d-mesh")
 
 __all__ = [
+    "IGNORED",
     "MPU",
+    "OPTIMIZERS",
     "PACKED_FAMILIES",
+    "PRECISIONS",
     "VARLEN_FAMILIES",
     "VERIFIED_FAMILIES",
     "Box",
     "Coordinates",
+    "EngineSpec",
     "Layout",
     "Mesh",
     "ModelBatch",
@@ -26,9 +34,12 @@ __all__ = [
     "ParameterPlan",
     "Piece",
     "Plan",
+    "Precision",
+    "StepStats",
     "Style",
     "__version__",
     "build_mesh",
+    "build_skeleton",
     "check_heads",
     "check_packed",
     "chunk_range",
@@ -37,5 +48,6 @@ __all__ = [
     "model_batch",
     "named_tensor",
     "plan_model",
+    "resolve_precision",
     "tp_ranges",
 ]

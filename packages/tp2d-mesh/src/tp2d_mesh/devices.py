@@ -1,19 +1,15 @@
-"""The one place that names a device type: which device, which backend, which precision, and what the device can tell.
+"""The one place that names a device type: which device, which backend, and what the device can tell.
 
-Everything else in the workspace takes a ``torch.device`` and asks here.
+Everything else takes a `torch.device` and asks here.
 """
-
-from __future__ import annotations
 
 import os
 import resource
 import sys
-from pathlib import Path
 
 import torch
 
 KINDS = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "fp32", "bf16", "bf16-pure", "fp16")
 
 # Dense (not sparse) peak of one device in FLOP/s by the name torch reports, from NVIDIA's data sheets. fp32 is the
 # rate without TF32. A device or a dtype that is not here has no known peak.
@@ -37,11 +33,11 @@ def select_device(kind: str = "auto") -> torch.device:
     """The device of this process.
 
     Args:
-        kind: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where torch sees one, else the CPU. Of several GPUs it is the
-            one of ``LOCAL_RANK`` (which torchrun and Ray Train set), 0 without it.
+        kind: `cpu`, `cuda`, or `auto`: a GPU where torch sees one, else the CPU. Of several GPUs it is the
+            one of `LOCAL_RANK` (which torchrun and Ray Train set), 0 without it.
 
     Raises:
-        ValueError: an unknown kind, no GPU for ``"cuda"``, or fewer GPUs than ``LOCAL_RANK`` needs.
+        ValueError: an unknown kind, no GPU for `cuda`, or fewer GPUs than `LOCAL_RANK` needs.
     """
     if kind not in KINDS:
         raise ValueError(f"device={kind!r} is not known: choose one of {', '.join(KINDS)}.")
@@ -61,28 +57,18 @@ def select_device(kind: str = "auto") -> torch.device:
 
 
 def backend_for(device: torch.device) -> str:
-    """The ``torch.distributed`` backend: gloo on the CPU; with a GPU NCCL, and gloo beside it for CPU tensors
+    """The `torch.distributed` backend: gloo on the CPU; with a GPU NCCL, and gloo beside it for CPU tensors
     (asynchronous checkpoints and object collectives need one).
     """
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
-    """The precision to train in on `device`: ``"fp32"``, ``"bf16"`` (fp32 masters), ``"bf16-pure"`` or ``"fp16"``.
-
-    ``"auto"`` is bf16 on a GPU that computes in it, else fp32.
-
-    Raises:
-        ValueError: an unknown name, or fp16 on the CPU.
-    """
-    if name not in PRECISIONS:
-        raise ValueError(f"precision={name!r} is not known: choose one of {', '.join(PRECISIONS)}.")
-    if name == "fp16" and device.type == "cpu":
-        raise ValueError("precision='fp16' needs a GPU and the device is the CPU: choose 'fp32' or 'bf16'.")
-    if name != "auto":
-        return name
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if bf16 else "fp32"
+def fast_dtypes(device: torch.device) -> frozenset[torch.dtype]:
+    """The 16-bit dtypes that a GPU multiplies in hardware; empty for the CPU."""
+    if device.type != "cuda":
+        return frozenset()
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return frozenset({torch.float16, torch.bfloat16} if bf16 else {torch.float16})
 
 
 def activate(device: torch.device) -> None:
@@ -95,14 +81,6 @@ def synchronize(device: torch.device) -> None:
     """Wait until everything queued on `device` has run; the CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def memory_in_use(device: torch.device) -> int | None:
-    """Bytes in use now: by tensors on a GPU, by the whole process (resident) on the CPU; None where unknown."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else None
 
 
 def peak_memory(device: torch.device) -> int | None:

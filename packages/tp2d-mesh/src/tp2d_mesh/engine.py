@@ -1,20 +1,68 @@
-"""What both engines give back from an optimizer step."""
-
-from __future__ import annotations
+"""What both engines take, and what they give back from an optimizer step."""
 
 from dataclasses import dataclass
 
 import torch
 
+from tp2d_mesh.precision import check_precision
+
+OPTIMIZERS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
+"""Every optimizer by name, with the names of its moments. sgd is plain, for checking parity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """How a model is trained, whatever the model and the mesh. Both engines take one.
+
+    Args:
+        precision: a key of `PRECISIONS`, or `auto`, which the engine resolves by the mesh's device.
+        optimizer: a key of `OPTIMIZERS`.
+        learning_rate: of the first step; an engine's `set_learning_rate` changes it.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: clip the global gradient norm to this; None does not clip.
+        seed: of the weights, where no file holds them, and, with the dp rank added, of dropout.
+        activation_checkpointing: recompute each decoder layer in backward instead of keeping its activations.
+        compile: run `torch.compile` on each decoder layer.
+        attn_implementation: transformers' name of an attention (`sdpa`, `eager`, `flash_attention_2`, ...); None is
+            the model's default.
+        trust_remote_code: whether code from the model's repository may run.
+        verified_only: refuse families whose gradients were not checked; only the parity sweeps turn it off.
+
+    Raises:
+        ValueError: an unknown precision or optimizer, a negative rate or decay, or a norm that is not positive.
+    """
+
+    precision: str = "fp32"
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.01
+    max_grad_norm: float | None = 1.0
+    seed: int = 42
+    activation_checkpointing: bool = False
+    compile: bool = False
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    verified_only: bool = True
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer={self.optimizer!r} is not known; choose from {', '.join(OPTIMIZERS)}.")
+        for name, value in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"{name}={value} is negative: give 0 or more.")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm={self.max_grad_norm} is not a norm to clip to: give more than 0, or None.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepStats:
-    """What one optimizer step did; scalar tensors on the device, so reading one waits for the step.
+    """What one optimizer step did: scalar tensors on the device, so reading one waits for the step.
 
     Args:
         loss: mean over all unmasked tokens of the global batch.
-        grad_norm: global 2-norm of the gradient before clipping; not finite where the step was skipped because a
-            gradient was not.
+        grad_norm: global 2-norm of the gradient before clipping. It is not finite where a gradient was not; then the
+            step was skipped.
         tokens: number of those tokens, each counted once.
     """
 

@@ -1,12 +1,11 @@
 """The arithmetic of a dp x tp mesh: which rank stands where, without any process group.
 
 Ranks count along tp first, so that a tp group is a run of neighbouring ranks, which one node can hold:
-``tp_rank = rank % tp`` and ``dp_rank = rank // tp``.
+`tp_rank = rank % tp` and `dp_rank = rank // tp`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +36,8 @@ class Layout:
             _check_size(name, size)
 
     @classmethod
-    def from_world(cls, world_size: int, tp_size: int) -> Layout:
-        """The layout of `world_size` ranks with `tp_size` of them in a tp group: ``dp = world_size / tp_size``.
+    def from_world(cls, world_size: int, tp_size: int) -> Self:
+        """The layout of `world_size` ranks with `tp_size` of them in a tp group: `dp = world_size / tp_size`.
 
         Raises:
             ValueError: `tp_size` does not divide `world_size`.
@@ -60,7 +59,7 @@ class Layout:
         """Where global `rank` stands.
 
         Raises:
-            ValueError: `rank` is not in ``0 .. world_size - 1``.
+            ValueError: `rank` is not in `0 .. world_size - 1`.
         """
         _check_index("rank", rank, self.world_size, self)
         return Coordinates(dp_rank=rank // self.tp, tp_rank=rank % self.tp)

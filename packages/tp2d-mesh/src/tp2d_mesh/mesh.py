@@ -1,12 +1,9 @@
 """The live dp x tp mesh of one process: its place, its DeviceMesh and its process groups.
 
-The mesh is passed to whoever needs it and kept nowhere else. Its groups are created here, once, with the caller's
-time-out: those that ``init_device_mesh`` creates wait for torch's own default, whatever time-out the default process
-group was given, so that a lost peer would hang a run for half an hour. (Its ``backend_override`` takes the time-out of
-one backend, and a GPU mesh has gloo beside NCCL.)
+The mesh is passed to whoever needs it; no module keeps one. Its groups are created here, once, with the caller's
+time-out. The groups that `init_device_mesh` creates ignore that time-out and wait for torch's default, so a lost peer
+would hang a run for half an hour. (`backend_override` sets the time-out of one backend, and a GPU mesh has two.)
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Sequence
@@ -29,7 +26,7 @@ class Mesh:
 
     Args:
         layout: the sizes of the axes.
-        device_mesh: torch's mesh of shape (dp, tp) with axes ``"dp"`` and ``"tp"``.
+        device_mesh: torch's mesh of shape (dp, tp) with axes `"dp"` and `"tp"`.
         device: where this rank computes.
         rank: this process's global rank.
         owns_world: whether `build_mesh` created the default process group, so that `close` ends it.

@@ -1,11 +1,9 @@
-"""The mesh under the names of Megatron's parallel state, as DeepSpeed asks them of an ``mpu`` object.
+"""The mesh under the names of Megatron's parallel state, as DeepSpeed asks them of an `mpu` object.
 
-Every group is the mesh's own object, so that no group exists twice. Which methods DeepSpeed calls was read in deepspeed
-0.19.8: ``utils/groups.py``, ``utils/bwc.py``, ``runtime/engine.py``, ``runtime/zero/*.py``. The methods of pipeline and
-sequence parallelism are left out, which DeepSpeed takes as a size of 1.
+Every group is the mesh's own object, so no group exists twice. The methods are those that deepspeed 0.19.8 calls in
+`utils/groups.py`, `utils/bwc.py`, `runtime/engine.py` and `runtime/zero/*.py`. Those of pipeline and sequence
+parallelism are left out: DeepSpeed then takes their sizes as 1.
 """
-
-from __future__ import annotations
 
 import torch.distributed as dist
 

@@ -4,8 +4,6 @@ Pure functions: the driver asks `check_capacity` before it starts workers; the w
 `check_tp_groups` before they load a model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from tp2d_mesh.layout import Layout
@@ -53,7 +51,7 @@ def check_tp_groups(nodes: Sequence[str], *, layout: Layout) -> None:
 
 
 def placeable_ranks(free: Mapping[str, int], *, tp: int) -> int:
-    """How many ranks fit when no tp group spans nodes: the sum over nodes of ``floor(free / tp) * tp``.
+    """How many ranks fit when no tp group spans nodes: the sum over nodes of `floor(free / tp) * tp`.
 
     Args:
         free: the free worker slots (GPUs) of every node, by node id.

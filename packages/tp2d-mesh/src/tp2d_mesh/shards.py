@@ -1,10 +1,8 @@
-"""What one rank holds of a tensor, by the tensor's full name and place: the language engines and checkpoints share.
+"""What one rank holds of a tensor, by the tensor's full name and place. Engines and checkpoints exchange this form.
 
-A rank's part of a global tensor is a set of boxes (`Piece`). Most parameters are one box. A flat ZeRO partition or a
-packed projection is a few. Nothing here communicates, copies or allocates.
+A rank's part of a global tensor is a set of boxes (`Piece`): one box for most parameters, a few for a flat ZeRO
+partition or a packed projection. Nothing here communicates, copies or allocates.
 """
-
-from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -22,7 +20,7 @@ class Piece:
     Args:
         offsets: where the box starts in the global tensor, one number per dim.
         tensor: a live view of this rank's storage; its shape is the box's shape. Reading it saves the box,
-            ``tensor.copy_(...)`` restores it.
+            `tensor.copy_(...)` restores it.
     """
 
     offsets: tuple[int, ...]
@@ -34,7 +32,7 @@ class NamedTensor:
     """This rank's boxes of one named global tensor.
 
     Args:
-        name: ``model.<parameter>`` or ``optim.<parameter>.<moment>``, with the name of the unsharded model.
+        name: `model.<parameter>` or `optim.<parameter>.<moment>`, with the name of the unsharded model.
         global_shape: the shape of the whole tensor.
         pieces: the boxes held here, none overlapping another; replicas on other ranks hold equal boxes.
 
@@ -57,10 +55,10 @@ class NamedTensor:
 
 
 def chunk_range(size: int, parts: int, index: int) -> tuple[int, int]:
-    """The half-open range of chunk `index` when `size` rows are cut as ``torch.chunk`` cuts them.
+    """The half-open range of chunk `index` when `size` rows are cut as `torch.chunk` cuts them.
 
-    All chunks but the last few have ``ceil(size / parts)`` rows; the last ones may be shorter or empty. This is
-    the rule of DTensor's ``Shard`` and of FSDP2.
+    All chunks but the last few have `ceil(size / parts)` rows; the last ones may be shorter or empty. This is
+    the rule of DTensor's `Shard` and of FSDP2.
     """
     step = -(-size // parts)
     start = min(index * step, size)
@@ -113,7 +111,7 @@ def local_boxes(
         blocks: see `tp_ranges`.
 
     Returns:
-        Boxes in local order: the rank's local tensor is their concatenation along ``tp_dim or 0``. No box is empty.
+        Boxes in local order: the rank's local tensor is their concatenation along `tp_dim or 0`. No box is empty.
     """
     shape = tuple(global_shape)
     if not shape:

@@ -1,12 +1,10 @@
-"""The model families whose tensor parallel plan was checked, parameter by parameter, against one process.
+"""The model families that were checked against one process: under tensor parallelism, and on packed rows.
 
-A family enters this table only after ``python benchmarks/parity.py --sweep`` has shown every gradient and every weight
-after a step equal in float64, on 1x2, 2x2 and 1x4 meshes: below 2e-15 of the parameter's largest, or 4e-7 for those
-that compute their norms in float32 whatever they are given. What is not here is refused under tensor parallelism,
-because a wrong plan trains on with a plausible loss.
+A family enters `VERIFIED_FAMILIES` only after `python benchmarks/parity.py --sweep` has shown every gradient, and every
+weight after a step, equal in float64 on 1x2, 2x2 and 1x4 meshes: below 2e-15 of the parameter's largest, or 4e-7 for
+families that always compute their norms in float32. Every other family is refused under tensor parallelism, because a
+wrong plan trains on with a plausible loss.
 """
-
-from __future__ import annotations
 
 VERIFIED_FAMILIES: frozenset[str] = frozenset(
     {
@@ -47,7 +45,7 @@ VERIFIED_FAMILIES: frozenset[str] = frozenset(
         "vaultgemma",
     }
 )
-"""``config.model_type`` of every checked family."""
+"""`config.model_type` of every family checked under tensor parallelism."""
 
 PACKED_FAMILIES: frozenset[str] = frozenset(
     {
@@ -126,10 +124,10 @@ PACKED_FAMILIES: frozenset[str] = frozenset(
 )
 """Every family whose packed rows compute what their documents compute alone, under the attentions that take a mask.
 
-A family enters this table and the next only after ``python benchmarks/parity_packed.py --sweep`` has shown the loss and
-every gradient equal in float64: below 1e-14 of the parameter's largest, or 1e-6 for those with parts that compute in
-float32 whatever they are given. It needs no tensor parallel plan. The others' masks do not look at positions, or a
-convolution, a recurrent state or a count of positions runs on along the row.
+A family enters this table and the next only after `python benchmarks/parity_packed.py --sweep` has shown the loss and
+every gradient equal in float64: below 1e-14 of the parameter's largest, or 1e-6 for families with parts that always
+compute in float32. It needs no tensor parallel plan. In the other families the mask ignores positions, or a
+convolution, a recurrent state or a count of positions runs on from one document to the next.
 """
 
 VARLEN_FAMILIES: frozenset[str] = PACKED_FAMILIES - {"gpt_neox_japanese", "hrm_text", "phimoe", "qwen2_moe"} | {

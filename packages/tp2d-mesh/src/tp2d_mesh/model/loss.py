@@ -1,11 +1,10 @@
-"""The token loss, summed, on logits whose vocabulary is split over tp.
+"""The token loss, summed, on logits whose vocabulary is split over tp; and the tokens it is summed over.
 
-No rank gathers the logits: the log-sum-exp and the label's logit each need one number per token from the others. The
-result is the plain cross-entropy in at least float32, as transformers computes it.
+No rank gathers the logits: the log-sum-exp and the label's logit each need one number per token from the other ranks.
+The result is the plain cross-entropy in at least float32, as transformers computes it.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,16 +13,17 @@ import torch.nn.functional as F
 from torch.autograd import Function
 
 IGNORED = -100
+"""The label of a token whose loss is masked out, as everywhere in transformers."""
 
 
 def shifted_labels(labels: torch.Tensor) -> torch.Tensor:
     """Labels moved one to the left, so that position t holds the token that its logits predict.
 
     Args:
-        labels: ``(batch, seq)`` int64, -100 where nothing is to be predicted.
+        labels: `(batch, seq)` int64, -100 where nothing is to be predicted.
 
     Returns:
-        ``(batch, seq)`` int64; the last position is -100.
+        `(batch, seq)` int64; the last position is -100.
     """
     return F.pad(labels, (0, 1), value=IGNORED)[:, 1:].contiguous()
 
@@ -53,8 +53,33 @@ class _VocabularyCrossEntropy(Function):
 
 
 def count_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """How many tokens of ``(batch, seq)`` labels are to be predicted; the first of a row has nothing before it."""
+    """How many tokens of `(batch, seq)` labels are to be predicted; the first of a row has nothing before it."""
     return (labels[:, 1:] != IGNORED).sum()
+
+
+def count_global_tokens(labels: Sequence[torch.Tensor], *, dp_group: dist.ProcessGroup) -> torch.Tensor:
+    """The same over all micro-batches of all dp ranks; a collective, with equally many micro-batches on every rank."""
+    tokens = torch.stack([count_tokens(one) for one in labels]).sum()
+    dist.all_reduce(tokens, group=dp_group)
+    return tokens
+
+
+def global_loss_sum(
+    loss_sum: torch.Tensor, labels: torch.Tensor, *, dp_group: dist.ProcessGroup
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch's summed loss and its number of tokens to predict, each summed over dp; a collective.
+
+    Args:
+        loss_sum: this dp rank's sum, a scalar.
+        labels: the `(batch, seq)` labels it was summed over.
+        dp_group: the ranks that hold other rows.
+
+    Returns:
+        Scalars, float64 and int64, equal on every rank of the group.
+    """
+    numbers = torch.stack([loss_sum.double(), count_tokens(labels).double()])
+    dist.all_reduce(numbers, group=dp_group)
+    return numbers[0], numbers[1].long()
 
 
 def token_loss_sum(
@@ -63,8 +88,8 @@ def token_loss_sum(
     """The sum of the cross-entropy over every token that is to be predicted.
 
     Args:
-        logits: ``(batch, seq, vocabulary chunk of this tp rank)``, of any float dtype.
-        labels: ``(batch, seq)`` int64, not shifted, -100 where nothing is to be predicted.
+        logits: `(batch, seq, vocabulary chunk of this tp rank)`, of any float dtype.
+        labels: `(batch, seq)` int64, not shifted, -100 where nothing is to be predicted.
         rows: the half-open range of the vocabulary, in rows of the output embedding, that this tp rank holds.
         group: the tp group the vocabulary is split over.
 
@@ -72,7 +97,7 @@ def token_loss_sum(
         A scalar in float32 (float64 for float64 logits), equal on every rank of the group.
 
     Raises:
-        RuntimeError: the logits are not this rank's chunk, so the model does something to them this loss cannot know.
+        RuntimeError: the logits are not this rank's chunk: the model changes them in a way this loss does not know.
     """
     start, stop = rows
     if logits.shape[-1] != stop - start:

@@ -1,14 +1,12 @@
-"""Packed rows: several documents in one row that compute exactly what each of them computes alone.
+"""Packed rows: several documents share a row, and each computes exactly what it computes alone.
 
-A batch whose rows hold whole documents side by side carries ``position_ids`` that restart at 0 with each of them.
-transformers' own mask code finds the boundaries in them (``masking_utils.find_packed_sequence_indices``), so no mask is
-passed. Flash attention takes no mask: there the rows are laid end to end and the documents' ends are given to it.
+A batch of packed rows carries `position_ids` that restart at 0 with each document. transformers' own mask code finds
+the boundaries in them (`masking_utils.find_packed_sequence_indices`), so no mask is passed. Flash attention takes no
+mask: the rows are laid end to end and it is given the documents' ends.
 
-Not every model heeds positions in its mask, and one that does not trains on with a plausible loss. So only families
-that ``python benchmarks/parity_packed.py --sweep`` has shown exact take packed rows; every other is refused by name.
+Some models ignore positions in their mask. They train on with a plausible loss. So packed rows are only taken for
+families that `python benchmarks/parity_packed.py --sweep` has shown exact; every other family is refused by name.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tp2d_mesh.families import PACKED_FAMILIES, VARLEN_FAMILIES
+from tp2d_mesh.model.families import PACKED_FAMILIES, VARLEN_FAMILIES
 
 MASK_ATTENTIONS = frozenset({"eager", "sdpa"})
 """transformers' attentions that take a mask and were swept."""
@@ -30,7 +28,7 @@ class ModelBatch:
     """One micro-batch as a model takes it, on its device.
 
     Args:
-        labels: ``(batch, seq)`` int64, not shifted.
+        labels: `(batch, seq)` int64, not shifted.
         inputs: keyword arguments of the model's forward.
     """
 
@@ -38,7 +36,7 @@ class ModelBatch:
     inputs: Mapping[str, Any]
 
     def logits(self, model: Any) -> torch.Tensor:
-        """The model's logits, ``(batch, seq, vocabulary or this tp rank's chunk)``, however the rows went in."""
+        """The model's logits, `(batch, seq, vocabulary or this tp rank's chunk)`, however the rows went in."""
         logits: torch.Tensor = model(**self.inputs).logits
         return logits.reshape(*self.labels.shape, logits.shape[-1])
 
@@ -47,7 +45,7 @@ def model_batch(batch: Mapping[str, torch.Tensor], *, config: Any, device: torch
     """Make a batch of the data package ready for a model; a packed one only for a family proven exact.
 
     Args:
-        batch: ``(batch, seq)`` int64 ``input_ids`` and ``labels``, and ``position_ids`` where the rows are packed.
+        batch: `(batch, seq)` int64 `input_ids` and `labels`, and `position_ids` where the rows are packed.
         config: the model's transformers configuration, with the attention in use.
         device: where the model is.
 
@@ -65,12 +63,12 @@ def model_batch(batch: Mapping[str, torch.Tensor], *, config: Any, device: torch
 def forward_inputs(batch: Mapping[str, torch.Tensor], *, attention: str) -> dict[str, Any]:
     """The keyword arguments of a transformers causal language model for a batch, packed or not.
 
-    Without ``position_ids`` there is no mask either: padding is on the right and attention causal, so no real token
-    sees it. With them and a flash attention the rows become one row of ``batch * seq`` tokens; the ends of the
+    Without `position_ids` there is no mask either: padding is on the right and attention causal, so no real token
+    sees it. With them and a flash attention the rows become one row of `batch * seq` tokens; the ends of the
     documents are worked out here, once, so that no layer has to wait for the device to find them.
 
     Args:
-        batch: ``(batch, seq)`` int64 ``input_ids``, and ``position_ids`` where the rows are packed.
+        batch: `(batch, seq)` int64 `input_ids`, and `position_ids` where the rows are packed.
         attention: transformers' name of the attention in use.
     """
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}  # a cache would hide the boundaries
@@ -92,13 +90,13 @@ def forward_inputs(batch: Mapping[str, torch.Tensor], *, attention: str) -> dict
 
 
 def _document_ends(positions: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Where each document ends in the rows laid end to end, from 0 on, ``(documents + 1,)`` int32; the longest."""
+    """Where each document ends in the rows laid end to end, from 0 on, `(documents + 1,)` int32; the longest."""
     starts = (positions.reshape(-1) == 0).nonzero()[:, 0].to(torch.int32)
     return F.pad(starts, (0, 1), value=positions.numel()), int(positions.max()) + 1
 
 
 def check_packed(config: Any, *, attention: str, seq_length: int | None = None) -> None:
-    """Refuse packed rows for what was not shown to keep documents apart; looks names up, computes nothing.
+    """Refuse packed rows where documents were not shown to be kept apart. Looks names up and computes nothing.
 
     Args:
         config: the model's transformers configuration.
@@ -106,7 +104,7 @@ def check_packed(config: Any, *, attention: str, seq_length: int | None = None) 
         seq_length: tokens of a row, or None where it is not known yet.
 
     Raises:
-        ValueError: the family, its attention or its rotary scaling, by name, and the way out.
+        ValueError: names the family, its attention or its rotary scaling, and the way out.
     """
     family, flash = config.model_type, "flash" in attention
     if not flash and attention not in MASK_ATTENTIONS:

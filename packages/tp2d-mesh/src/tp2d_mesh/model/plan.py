@@ -1,13 +1,11 @@
-"""Which parameter of a model is split how, before anything is split: the plan both engines and the cost formulas read.
+"""The plan of a model: how each parameter is split over tp. Both engines follow it.
 
-The source is the model's own ``tp_plan`` (transformers ships one with a model family): module patterns and style
-names. This module turns it into one entry per module and per parameter, adds the vocabulary, and refuses what it
-cannot vouch for: an unknown style, a family nobody has checked, sizes that do not divide, a parameter nobody placed.
-It reads the model by its attributes only (``config``, ``tp_plan``, ``named_parameters``, ...), so a model on the meta
-device is enough, and the driver can do it before any worker starts.
+The source is the model's own `tp_plan` (transformers ships one with a model family): module patterns and style
+names. This module turns it into one entry per module and per parameter, adds the vocabulary, and refuses what is not
+known to be exact: an unknown style, an unchecked family, sizes that do not divide, a parameter without a place.
+It reads the model by its attributes only (`config`, `tp_plan`, `named_parameters`, ...). So a model on the meta device
+is enough, and the driver can plan before any worker starts.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from tp2d_mesh.families import VERIFIED_FAMILIES
+from tp2d_mesh.model.families import VERIFIED_FAMILIES
 
 
 class Style(StrEnum):
@@ -65,7 +63,7 @@ class Plan:
 
     Args:
         tp: the tensor parallel size it was checked for.
-        modules: full module name -> style, for every module that does not compute as it always does. Empty at tp 1.
+        modules: full module name -> style, for every module that computes otherwise than on one rank. Empty at tp 1.
         parameters: full parameter name -> its place, for every parameter, tied ones once (under the first name).
         layers: full names of the repeated decoder layers, in order: the units of FSDP and of checkpointing.
     """
@@ -82,8 +80,7 @@ def plan_model(model: Any, *, tp: int, verified_only: bool = True) -> Plan:
     Args:
         model: the unsharded model, on any device (meta is enough).
         tp: tensor parallel size.
-        verified_only: refuse families that are not in `VERIFIED_FAMILIES`. The parity sweep turns this off to find
-            out; a training run never does.
+        verified_only: refuse families that are not in `VERIFIED_FAMILIES`. Only the parity sweep turns it off.
 
     Raises:
         ValueError: what cannot be split exactly, by the name of the option, module or parameter.
@@ -197,9 +194,9 @@ def _check_modules(model: nn.Module, styles: Mapping[str, Style], *, tp: int) ->
 
 
 def _check_dropout(model: Any, styles: Mapping[str, Style], *, tp: int) -> None:
-    """Refuse dropout beside chunks of uneven size: it would draw more random numbers on some tp ranks than on others.
+    """Refuse dropout beside chunks of uneven size: some tp ranks would draw more random numbers than others.
 
-    From then on the ranks would drop different elements of activations that they must hold alike.
+    From then on the ranks would drop different elements of activations that must be equal on all of them.
     """
     settings = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     rates = {k: v for k, v in vars(settings).items() if ("dropout" in k or "pdrop" in k) and isinstance(v, int | float)}
@@ -229,10 +226,10 @@ def _parameter_plans(model: nn.Module, styles: Mapping[str, Style]) -> Iterator[
 
 
 def _check_placed(model: Any, styles: Mapping[str, Style]) -> None:
-    """Name every parameter that sits among split activations although the plan does not say how.
+    """Refuse a plan that leaves out parameters among split activations, and name them.
 
     The parent of a plain column- or row-wise projection (an attention or MLP block) computes on split activations. A
-    parameter below it that the plan leaves out may hold a partial gradient, which no loss curve would show.
+    parameter below it that the plan leaves out may get a partial gradient, which no loss curve would show.
     """
     parents = {n.rpartition(".")[0] for n, s in styles.items() if s in (Style.COLUMN, Style.ROW)}
     stray = [

@@ -1,13 +1,10 @@
-"""A transformers model whose parameters exist by name and shape only, and the weights put into it, shard by shard.
+"""A transformers model whose parameters have names and shapes but no storage, and how each rank fills its shards.
 
-No rank ever holds the whole model. The skeleton has its parameters on the meta device and its buffers (rotary
-frequencies and the like, which no file holds) for real. After it is split, each rank reads from the safetensors files
-just the boxes it owns, or draws them from the seed: one module at a time is drawn whole, from a seed of its own, so
-that the weights are the same on every mesh and with either engine. transformers is imported where a skeleton is built,
-and by nothing else here.
+No rank ever holds the whole model. The skeleton has its parameters on the meta device. Its buffers are real, because
+no file holds them (rotary frequencies, for instance). After the split, each rank reads its own boxes from the
+safetensors files, or draws them from the seed. One module at a time is drawn whole, from a seed of its own, so the
+weights are the same on every mesh and with either engine. Only `build_skeleton` imports transformers.
 """
-
-from __future__ import annotations
 
 import copy
 import hashlib
@@ -21,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from tp2d_mesh.engine import EngineSpec
 from tp2d_mesh.shards import NamedTensor
 
 
@@ -41,26 +39,30 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def build_skeleton(
-    config: Any, *, dtype: torch.dtype, attn_implementation: str | None = None, trust_remote_code: bool = False
-) -> Any:
+def build_skeleton(config: Any, *, spec: EngineSpec, dtype: torch.dtype) -> Any:
     """A causal language model from its configuration: parameters on meta, buffers real, ties kept, no cache.
 
     Args:
-        config: a transformers configuration.
+        config: a transformers configuration; it stays as it is.
+        spec: its `attn_implementation` and `trust_remote_code` are read.
         dtype: dtype of the parameters.
-        attn_implementation: transformers' name of an attention ("sdpa", "eager", "flash_attention_2", ...).
-        trust_remote_code: whether code from the model's repository may run.
     """
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(config)
     config.use_cache = False
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    attention = {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
     with parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=spec.trust_remote_code, **attention
+        )
     model.tie_weights()
     return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    """How many parameters the model has, a tied one counted once; a skeleton is enough."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def load_weights(model: nn.Module, state: Mapping[str, NamedTensor], folder: Path) -> None:
@@ -68,8 +70,8 @@ def load_weights(model: nn.Module, state: Mapping[str, NamedTensor], folder: Pat
 
     Args:
         model: the model, for its tied names and its base prefix.
-        state: ``model.<name>`` -> this rank's boxes.
-        folder: holds ``model.safetensors`` or ``model.safetensors.index.json``.
+        state: `model.<name>` -> this rank's boxes.
+        folder: holds `model.safetensors` or `model.safetensors.index.json`.
 
     Raises:
         ValueError: no safetensors file, a parameter that no file holds, or another shape than the configuration's.
@@ -122,8 +124,8 @@ def initialize_weights(model: Any, state: Mapping[str, NamedTensor], *, seed: in
     """Draw every parameter from `seed` by the model's own rules, the same on every mesh.
 
     Args:
-        model: the parallel model; its ``_init_weights`` says how a module of its family starts.
-        state: ``model.<name>`` -> this rank's boxes.
+        model: the parallel model; its `_init_weights` says how a module of its family starts.
+        state: `model.<name>` -> this rank's boxes.
         seed: the run's seed; each module draws from its own, made of this and its name.
         device: where the whole tensors of one module at a time are drawn.
 

@@ -1,12 +1,17 @@
-"""One process of `tp2d_mesh.testing.run_on_mesh`: join the mesh, run the function, report, wait to be ended."""
+"""One process of `tp2d_mesh.testing.run_on_mesh`: join the mesh, run functions and report, until the caller hangs up.
 
-from __future__ import annotations
+The caller and a rank talk over one pipe, in turns:
+
+    caller: Job           rank: Report      the function's result or traceback
+    caller: TIDY_UP       rank: bool        whether the rank is as it was before the call, so that it may run another
+
+The second turn is for a mesh that lives on, and comes when all ranks have reported: until then a peer may be inside a
+collective, which the rank's own check would answer.
+"""
 
 import contextlib
 import faulthandler
-import importlib
-import importlib.util
-import io
+import gc
 import multiprocessing
 import os
 import pickle
@@ -14,44 +19,56 @@ import signal
 import sys
 import threading
 import traceback
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 from tp2d_mesh.layout import Layout
-from tp2d_mesh.mesh import build_mesh
+from tp2d_mesh.mesh import Mesh, build_mesh
+from tp2d_mesh.testing._pickling import dumps, imported
+from tp2d_mesh.testing._state import Snapshot, Surroundings
+
+TIDY_UP = "tidy up"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every rank is told.
+class Setup:
+    """What a rank is told at its start.
 
     Args:
         layout: the mesh.
         timeout: seconds, for every process group.
-        port: of the parent's TCPStore on 127.0.0.1.
-        module, file: where the function is defined.
-        call: the pickled ``(function, args, kwargs)``.
-        environment: the parent's, at the time of the call; the fork server's own may be older.
-        folder: where a rank that is asked for its stack writes it, as ``stack-<rank>``.
+        port: of the caller's TCPStore on 127.0.0.1.
+        folder: where a rank that is asked for its stack writes it, as `stack-<rank>`.
     """
 
     layout: Layout
     timeout: float
     port: int
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One call.
+
+    Args:
+        module: the name of the function's module.
+        file: its file.
+        call: the pickled `(function, args, kwargs)`.
+        surroundings: the caller's, at the time of the call; the fork server's own may be older.
+    """
+
     module: str
     file: str
     call: bytes
-    environment: Mapping[str, str]
-    folder: str
+    surroundings: Surroundings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,58 +79,110 @@ class Report:
     body: bytes
 
 
-def serve(rank: int, job: Job, connection: Connection) -> None:
-    """Run `job` as `rank`, send one `Report`, and stay until the parent hangs up.
+def serve(index: int, setup: Setup, connection: Connection) -> None:
+    """Be rank `index`: answer each job, and stay until the caller hangs up.
 
     A rank that left as soon as it was done would break its peers' connections, and their complaints would compete
     with the real error.
     """
     _end_with_parent()
-    stack = (Path(job.folder) / f"stack-{rank}").open("w")
+    stack = (Path(setup.folder) / f"stack-{index}").open("w")
     faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
+    rank = _Rank(index, setup)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            connection.send(rank.report(connection.recv()))
+            if connection.recv() == TIDY_UP:
+                connection.send(rank.tidy_up())
+
+
+class _Rank:
+    """A process of the mesh; it joins at its first job, whose environment may say how."""
+
+    def __init__(self, index: int, setup: Setup) -> None:
+        self._index = index
+        self._setup = setup
+        self._mesh: Mesh | None = None
+        self._snapshot = Snapshot()
+        self._threads: set[threading.Thread] = set()
+
+    def report(self, job: Job) -> Report:
+        """Run `job`."""
+        try:
+            report = Report(kind="result", body=self._run(job))
+        except BaseException:  # DCP's CheckpointException and SystemExit are failures of a rank too
+            report = Report(kind="error", body=traceback.format_exc().encode())
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, ValueError):  # the function has replaced it by None, or closed it
+                stream.flush()
+        return report
+
+    def _run(self, job: Job) -> bytes:
+        job.surroundings.take()
+        os.environ.update(self._variables())
+        if self._mesh is None:
+            self._mesh = self._join()
+            self._threads = set(threading.enumerate())
+        with imported(job.module, job.file):
+            function, args, kwargs = pickle.loads(job.call)
+            return dumps(function(self._mesh, *args, **kwargs))
+
+    def _variables(self) -> Mapping[str, str]:
+        size, index = str(self._setup.layout.world_size), str(self._index)
+        return {
+            "RANK": index,
+            "LOCAL_RANK": index,
+            "WORLD_SIZE": size,
+            "LOCAL_WORLD_SIZE": size,
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def _join(self) -> Mesh:
+        setup, timeout = self._setup, timedelta(seconds=self._setup.timeout)
+        store = dist.TCPStore("127.0.0.1", setup.port, is_master=False, timeout=timeout)
+        size = setup.layout.world_size
+        dist.init_process_group("gloo", store=store, rank=self._index, world_size=size, timeout=timeout)
+        return build_mesh(setup.layout, device=torch.device("cpu"), timeout=timeout)
+
+    def tidy_up(self) -> bool:
+        """Put back what the last function changed; whether that worked and nothing of the function is left.
+
+        A process, a thread that is no daemon, or a process group that does not answer makes the rank unfit for
+        another call.
+        """
+        try:
+            self._snapshot.put_back()
+            gc.collect()  # engines are held by cycles
+            gc.freeze()  # what is alive now is modules and caches: the next collection need not look at it
+            return not self._left_threads() and not _left_processes() and self._groups_answer()
+        except Exception:  # an unfit rank is ended, whatever the reason
+            return False
+
+    def _left_threads(self) -> bool:
+        return any(not thread.daemon for thread in set(threading.enumerate()) - self._threads)
+
+    def _groups_answer(self) -> bool:
+        """Whether each group of the mesh adds up its members' ones; called by all ranks at the same time."""
+        assert self._mesh is not None  # a job has run
+        for group in (self._mesh.world_group, self._mesh.dp_group, self._mesh.tp_group):
+            ones = torch.ones(1)
+            dist.all_reduce(ones, group=group)
+            if ones.item() != group.size():
+                return False
+        return True
+
+
+def _left_processes() -> bool:
+    """Whether this rank's process group has members beside the rank, which moves out of it to see."""
+    own = os.getpid()
+    os.setpgid(0, os.getpgid(os.getppid()))
     try:
-        report = Report(kind="result", body=dumps(_run(rank, job)))
-    except BaseException:  # DCP's CheckpointException and SystemExit are failures of a rank too
-        report = Report(kind="error", body=traceback.format_exc().encode())
-    sys.stdout.flush()
-    sys.stderr.flush()
-    connection.send(report)
-    with contextlib.suppress(EOFError):
-        connection.recv()
-
-
-def _run(rank: int, job: Job) -> Any:
-    size = str(job.layout.world_size)
-    os.environ.clear()
-    os.environ.update(job.environment)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, OMP_NUM_THREADS="1")
-    torch.set_num_threads(1)
-    timeout = timedelta(seconds=job.timeout)
-    store = dist.TCPStore("127.0.0.1", job.port, is_master=False, timeout=timeout)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=job.layout.world_size, timeout=timeout)
-    mesh = build_mesh(job.layout, device=torch.device("cpu"), timeout=timeout)
-    _import(job.module, job.file)
-    function, args, kwargs = pickle.loads(job.call)
-    return function(mesh, *args, **kwargs)
-
-
-def _import(name: str, file: str) -> None:
-    """Import `file` as module `name`, so that what it defines pickles by name in both directions.
-
-    A test file is often not importable by the name that pytest gave it, or another file is: then it is loaded by path.
-    """
-    if name == "__main__":  # multiprocessing has imported the parent's main file already
-        return
-    with contextlib.suppress(ModuleNotFoundError):  # raised again below if it is an import inside the file
-        if getattr(importlib.import_module(name), "__file__", None) == file:
-            return
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot load {name} from {file}")
-    for end in (i for i, letter in enumerate(name) if letter == "."):  # pickle looks for the parents too
-        sys.modules.setdefault(name[:end], types.ModuleType(name[:end]))
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+        os.killpg(own, 0)
+        return True
+    except ProcessLookupError:
+        return False
+    finally:
+        os.setpgid(0, 0)
 
 
 def _end_with_parent() -> None:
@@ -125,51 +194,8 @@ def _end_with_parent() -> None:
 
     def watch(sentinel: int) -> None:
         wait([sentinel])
-        os.killpg(0, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(os.getpid(), signal.SIGKILL)  # by number: the rank may have moved out of its group
+        os._exit(1)
 
     threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
-
-
-class _Pickler(pickle.Pickler):
-    """Pickles tensors by value as plain CPU tensors.
-
-    multiprocessing's own way hands over shared memory, which is gone when the sender has exited.
-    """
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, DTensor):
-            raise TypeError("run_on_mesh cannot return a DTensor: return .full_tensor() or .to_local() of it.")
-        if not isinstance(obj, torch.Tensor) or isinstance(obj, torch.nn.Parameter):
-            return NotImplemented  # a Parameter's own way leads here again, with its data
-        buffer = io.BytesIO()
-        torch.save(obj.detach().cpu().clone(), buffer)  # cloned: a view would bring all of its storage
-        return _tensor, (buffer.getvalue(),)
-
-
-def _tensor(data: bytes) -> torch.Tensor:
-    return torch.load(io.BytesIO(data), weights_only=True)
-
-
-def dumps(obj: Any) -> bytes:
-    """Pickle `obj`; ``pickle.loads`` reads it in any process that can import what it names."""
-    buffer = io.BytesIO()
-    _Pickler(buffer).dump(obj)
-    return buffer.getvalue()
-
-
-def describe(function: Callable[..., Any]) -> tuple[str, str]:
-    """The module name and file of a function that another process can find.
-
-    Raises:
-        ValueError: it is a lambda, is defined inside a function, or in no file.
-    """
-    function = getattr(function, "func", function)  # functools.partial
-    name = getattr(function, "__qualname__", repr(function))
-    module = sys.modules.get(getattr(function, "__module__", ""))
-    file = getattr(module, "__file__", None)
-    if module is None or file is None or "<" in name:
-        raise ValueError(
-            f"run_on_mesh cannot send {name} to other processes: define it at the top level of a file and give it what "
-            "it needs as arguments."
-        )
-    return module.__name__ if module is not sys.modules["__main__"] else "__main__", file

@@ -4,8 +4,6 @@ The reference uses nothing of ours: every document goes through the model by its
 mask, and the gradients of all of them add up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tp2d_mesh.parity import Batch, Reference
+from tp2d_mesh.model.loss import IGNORED
+from tp2d_mesh.testing.parity import Batch, Reference
 
 LENGTHS = ((5, 9, 1, 7), (24,), (3, 3, 12, 6), (11, 10), (2, 22), (8, 8, 8), (1, 1, 20), (17,))
 """Documents of eight rows of up to 24 tokens: no two rows cut alike, single tokens, a whole row, padding at the end."""
@@ -33,28 +32,28 @@ def packed_batch(
         seed: of the tokens.
 
     Returns:
-        ``(rows, seq_length)`` int64 ``input_ids``, ``labels`` and ``position_ids``.
+        `(rows, seq_length)` int64 `input_ids`, `labels` and `position_ids`.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), seq_length)
     ids = torch.randint(1, vocab_size, shape, generator=generator)
-    labels = ids.masked_fill(torch.rand(shape, generator=generator) < 0.2, -100)
+    labels = ids.masked_fill(torch.rand(shape, generator=generator) < 0.2, IGNORED)
     positions = torch.empty_like(ids)
     for row, documents in enumerate(lengths):
         used = sum(documents)
         parts = [*documents, *([seq_length - used] if used < seq_length else [])]
         positions[row] = torch.cat([torch.arange(n) for n in parts])
-        ids[row, used:], labels[row, used:] = 0, -100
-    labels[positions == 0] = -100
+        ids[row, used:], labels[row, used:] = 0, IGNORED
+    labels[positions == 0] = IGNORED
     return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
 
 def documents(batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """``(1, n)`` input_ids and labels of each document of a packed batch that has a token to predict."""
+    """`(1, n)` input_ids and labels of each document of a packed batch that has a token to predict."""
     for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
         starts = (positions == 0).nonzero()[:, 0].tolist()
         for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
-            if (labels[start:stop] != -100).any():
+            if (labels[start:stop] != IGNORED).any():
                 yield ids[None, start:stop], labels[None, start:stop]
 
 
@@ -64,7 +63,7 @@ def documents_reference(model: nn.Module, batches: Sequence[Batch], *, optimizer
     gradients: dict[str, torch.Tensor] = {}
     model.train()
     for batch in batches:
-        tokens = int((batch["labels"] != -100).sum())
+        tokens = int((batch["labels"] != IGNORED).sum())
         loss = sum(_backward(model(input_ids=i, use_cache=False).logits, y, tokens) for i, y in documents(batch))
         gradients = gradients or named_gradients(model)
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), torch.inf)))
@@ -90,10 +89,10 @@ def named_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def flash_attention_in_torch() -> Iterator[None]:
-    """Within the block, transformers' ``flash_attention_2`` computes with plain torch, in any dtype, on any device.
+    """Within the block, transformers' `flash_attention_2` computes with plain torch, in any dtype, on any device.
 
     Everything of transformers' own path runs; the two kernels at its end are written out. A model is switched to it by
-    ``model.config._attn_implementation = "flash_attention_2"`` once it is built.
+    `model.config._attn_implementation = "flash_attention_2"` once it is built.
     """
     flash: Any = import_module("transformers.modeling_flash_attention_utils")
     kept, loaded = flash._lazy_imports, flash._loaded_implementation
@@ -124,7 +123,7 @@ def _varlen_attention(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``flash_attn_varlen_func`` on ``(tokens, heads, head_dim)``, document by document."""
+    """`flash_attn_varlen_func` on `(tokens, heads, head_dim)`, document by document."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     out, ends = [], cu_seqlens_q.tolist()
     for start, stop in pairwise(ends):

@@ -5,8 +5,6 @@ reference uses nothing of ours: the whole global batch goes through the model in
 and transformers' own loss.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from torch import nn
 
 from tp2d_mesh.layout import Layout
+from tp2d_mesh.model.loss import IGNORED
 from tp2d_mesh.shards import NamedTensor
 
 Batch = dict[str, torch.Tensor]
@@ -80,7 +79,7 @@ def random_batches(*, steps: int, rows: int, seq_length: int, vocab_size: int, s
     """Global batches of random tokens with ragged right padding, rows of 2 to `seq_length` tokens.
 
     Returns:
-        `steps` dicts of ``(rows, seq_length)`` int64 ``input_ids``, ``attention_mask`` and ``labels``.
+        `steps` dicts of `(rows, seq_length)` int64 `input_ids`, `attention_mask` and `labels`.
     """
     generator = torch.Generator().manual_seed(seed)
     batches = []
@@ -89,12 +88,12 @@ def random_batches(*, steps: int, rows: int, seq_length: int, vocab_size: int, s
         lengths = torch.randint(2, seq_length + 1, (rows, 1), generator=generator)
         mask = (torch.arange(seq_length) < lengths).long()
         ids = ids * mask
-        batches.append({"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)})
+        batches.append({"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)})
     return batches
 
 
 def micro_batches(batch: Batch, *, layout: Layout, rank: int, accumulation: int) -> list[Batch]:
-    """This rank's micro-batches of a global batch: micro-batch j of dp rank r is block ``j * dp + r``.
+    """This rank's micro-batches of a global batch: micro-batch j of dp rank r is block `j * dp + r`.
 
     Raises:
         ValueError: the rows do not divide by dp x accumulation.
@@ -134,8 +133,8 @@ class EngineRun:
     Args:
         losses: mean token loss of every step.
         norms: global gradient norm of every step, before clipping.
-        gradients: ``grad.<name>`` -> this rank's boxes at the first step, before clipping.
-        weights: ``model.<name>`` -> this rank's boxes after the last step.
+        gradients: `grad.<name>` -> this rank's boxes at the first step, before clipping.
+        weights: `model.<name>` -> this rank's boxes after the last step.
     """
 
     losses: list[float]
@@ -179,8 +178,8 @@ def worst_differences(
 
     Args:
         expected: parameter name -> whole tensor.
-        found: ``<prefix><name>`` -> this rank's boxes.
-        prefix: ``"model."`` or ``"grad."``.
+        found: `<prefix><name>` -> this rank's boxes.
+        prefix: `"model."` or `"grad."`.
 
     Raises:
         ValueError: the names differ.

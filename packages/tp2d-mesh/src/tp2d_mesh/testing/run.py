@@ -1,84 +1,45 @@
-"""Run a function on a real dp x tp mesh of local gloo processes: distributed code, tested in about a second.
+"""`run_on_mesh`, the same for a script, and the block in which the ranks that serve them live on."""
 
-The ranks are forked from a server that has torch loaded (and transformers where it is installed), so that a call pays
-for process groups and not for imports; the first call of a process starts the server. Every rank has one thread.
-
-    def total(mesh, value):
-        x = torch.tensor([value * (mesh.rank + 1)])
-        dist.all_reduce(x, group=mesh.tp_group)
-        return x
-
-    def test_total():
-        assert run_on_mesh(total, 10, tp=2) == [30, 30]
-"""
-
-from __future__ import annotations
-
-import importlib.util
-import multiprocessing
+import io
 import os
 import pickle
-import signal
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+import runpy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from tp2d_mesh._rank import Job, Report, describe, dumps, serve
 from tp2d_mesh.layout import Layout
+from tp2d_mesh.mesh import Mesh
+from tp2d_mesh.testing._pickling import describe, dumps
+from tp2d_mesh.testing._rank import Job
+from tp2d_mesh.testing._ranks import Ranks
+from tp2d_mesh.testing._state import Surroundings
 
-# What tests of tensor parallel models import, a second or more each; absent ones are left out.
-_PRELOAD = (
-    "torch",
-    "torch.distributed.checkpoint",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor.parallel",
-    "torch._dynamo",
-    "transformers.modeling_utils",
-    "pytest",
-    "hypothesis",
-    "tp2d_mesh.testing",
-)
-_GRACE = 0.3  # seconds in which the death of one rank may reach us later than what it caused on another
-_LEAVE = 2.0  # seconds for a rank to exit once all have reported
-
-
-class MeshError(RuntimeError):
-    """A rank of `run_on_mesh` failed, died or did not finish; the message names it and holds its traceback."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rank:
-    index: int
-    pid: int
-    process: BaseProcess
-    connection: Connection
-
-    def report(self) -> Report | None:
-        """What the rank has sent, if anything."""
-        with suppress(EOFError, ConnectionResetError):
-            return self.connection.recv() if self.connection.poll() else None
-        return None
+# The parent's deadline bounds a call on a live mesh. Its groups outlive many calls, so they wait longer than any.
+_GROUP_TIMEOUT = 7 * 24 * 3600.0
 
 
 def run_on_mesh(
-    fn: Callable[..., Any], *args: Any, dp: int = 1, tp: int = 1, timeout: float = 60.0, **kwargs: Any
+    fn: Callable[..., Any],
+    *args: Any,
+    dp: int = 1,
+    tp: int = 1,
+    timeout: float = 60.0,
+    fresh: bool = False,
+    **kwargs: Any,
 ) -> list[Any]:
-    """Call ``fn(mesh, *args, **kwargs)`` on dp x tp local gloo processes.
+    """Call `fn(mesh, *args, **kwargs)` on dp x tp local gloo processes.
 
     Args:
         fn: a function at the top level of any file, a test file too; its first argument is the rank's `Mesh`.
         args: pickled; tensors travel by value.
         dp: data-parallel size.
         tp: tensor-parallel size.
-        timeout: seconds for the whole call; also the time-out of every process group.
+        timeout: seconds for the whole call; with new processes also the time-out of every process group.
+        fresh: start new processes for this call inside `reuse_ranks` too. Give it to a function that measures memory,
+            patches modules, looks at what has been imported, or needs a library to read the environment anew.
         kwargs: pickled, like `args`.
 
     Returns:
@@ -86,124 +47,120 @@ def run_on_mesh(
 
     Raises:
         MeshError: a rank raised (the message ends in the traceback of the first that did), died, or had not finished
-            in time (the message says which ranks, and where each of them stood). No rank outlives the call.
+            in time (the message says which ranks, and where each of them stood). No process that `fn` started
+            outlives the call, and no rank does, unless `reuse_ranks` keeps it.
         ValueError: `fn` cannot be found by another process, or a size is not a positive integer.
     """
     layout = Layout(dp=dp, tp=tp)
     module, file = describe(fn)
-    with tempfile.TemporaryDirectory(prefix="run-on-mesh-") as folder:
-        # The parent serves the store: the port is free because the server itself has taken it.
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        job = Job(
-            layout=layout,
-            timeout=timeout,
-            port=store.port,
-            module=module,
-            file=file,
-            call=dumps((fn, args, kwargs)),
-            environment=dict(os.environ),
-            folder=folder,
-        )
-        with _started(job) as ranks:
-            reports = _gather(ranks, job)
-    return [pickle.loads(reports[rank.index].body) for rank in ranks]
+    job = Job(module=module, file=file, call=dumps((fn, args, kwargs)), surroundings=Surroundings.of_now())
+    live = None if fresh else _LIVE.get()
+    if live is None or live.owner != os.getpid():  # a fork of the owner has the same pipes in hand
+        bodies = _run_once(layout, job, timeout=timeout)
+    else:
+        bodies = live.call(layout, job, timeout=timeout)
+    return [pickle.loads(body) for body in bodies]
+
+
+def run_script(path: str | Path, *, dp: int = 1, tp: int = 1, timeout: float = 60.0) -> list[str]:
+    """Run a script that `torchrun` would start, as `__main__` of every rank; `build_mesh` joins the ranks' own groups.
+
+    Args:
+        path: the script.
+        dp: data-parallel size.
+        tp: tensor-parallel size.
+        timeout: seconds for the whole script.
+
+    Returns:
+        What each rank printed to `sys.stdout`, in rank order.
+
+    Raises:
+        MeshError: as `run_on_mesh`.
+    """
+    return run_on_mesh(_printed, str(path), dp=dp, tp=tp, timeout=timeout)
+
+
+def _printed(mesh: Mesh, path: str) -> str:
+    with redirect_stdout(io.StringIO()) as out:
+        runpy.run_path(path, run_name="__main__")
+    return out.getvalue()
 
 
 @contextmanager
-def _started(job: Job) -> Iterator[list[_Rank]]:
-    """All ranks of `job`, running; ended, with whatever they started, when the block is left."""
-    ranks: list[_Rank] = []
+def reuse_ranks(*, layouts: int = 3) -> Iterator[None]:
+    """Within the block, the same ranks serve this thread's `run_on_mesh` calls of one layout, one after another.
+
+    Between calls a rank puts back what a function changed of the process: environment, working directory, `sys.path`,
+    signal handlers, resource limits, warning filters, the root logger, torch's default dtype, grad mode and
+    deterministic flags, and the random states of torch, numpy and Python, which every call finds as in a new process.
+    A module's globals stay as the function left them.
+
+    A mesh ends with the call that raises, times out, or leaves behind a process, a thread that is no daemon, or groups
+    that do not answer; the next call starts another. Process groups of its own that a function does not destroy stay
+    open.
+
+    Args:
+        layouts: how many meshes stay alive; the one not used for longest ends first.
+    """
+    live = _LiveRanks(layouts=layouts)
+    token = _LIVE.set(live)
+    try:
+        yield
+    finally:
+        _LIVE.reset(token)
+        live.end()
+
+
+def _run_once(layout: Layout, job: Job, *, timeout: float) -> list[bytes]:
+    """The results of `job` on new processes, which end with it."""
+    ranks = Ranks(layout, timeout=timeout)
     finished = False
     try:
-        ranks.extend(_start(index, job) for index in range(job.layout.world_size))
-        yield ranks
+        bodies = ranks.call(job, timeout=timeout)
         finished = True
+        return bodies
     finally:
-        _end(ranks, grace=_LEAVE if finished else 0.0)
+        ranks.end(wait_for_exit=finished)
 
 
-def _start(index: int, job: Job) -> _Rank:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([name for name in _PRELOAD if _exists(name)])
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(index, job, theirs), name=f"rank-{index}")
-    process.start()
-    theirs.close()
-    assert process.pid is not None  # it has started
-    return _Rank(index=index, pid=process.pid, process=process, connection=ours)
+class _LiveRanks:
+    """The meshes of a `reuse_ranks` block, least recently used first."""
+
+    def __init__(self, *, layouts: int) -> None:
+        self.owner = os.getpid()
+        self._layouts = layouts
+        self._meshes: dict[Layout, Ranks] = {}
+
+    def call(self, layout: Layout, job: Job, *, timeout: float) -> list[bytes]:
+        """The results of `job` on the live mesh of `layout`, which is started where there is none."""
+        ranks = self._take(layout)
+        finished = fit = False
+        try:
+            bodies = ranks.call(job, timeout=timeout)
+            finished = True
+            fit = ranks.tidy_up()
+            return bodies
+        finally:
+            if fit:
+                self._meshes[layout] = ranks
+            else:
+                ranks.end(wait_for_exit=finished)
+
+    def _take(self, layout: Layout) -> Ranks:
+        """The mesh of `layout`, out of the table."""
+        ranks = self._meshes.pop(layout, None)
+        if ranks is not None and ranks.idle():
+            return ranks
+        if ranks is not None:  # a rank has died since its last call
+            ranks.end(wait_for_exit=False)
+        while len(self._meshes) >= self._layouts:
+            self._meshes.pop(next(iter(self._meshes))).end(wait_for_exit=True)
+        return Ranks(layout, timeout=_GROUP_TIMEOUT)
+
+    def end(self) -> None:
+        """End every mesh."""
+        while self._meshes:
+            self._meshes.popitem()[1].end(wait_for_exit=True)
 
 
-def _exists(module: str) -> bool:
-    return importlib.util.find_spec(module.partition(".")[0]) is not None
-
-
-def _end(ranks: Sequence[_Rank], *, grace: float) -> None:
-    """Hang up, which lets the ranks exit; kill the process group of each that has not within `grace` seconds."""
-    deadline = time.monotonic() + grace
-    for rank in ranks:
-        rank.connection.close()
-    for rank in ranks:
-        rank.process.join(max(0.0, deadline - time.monotonic()))
-        with suppress(ProcessLookupError):  # the group is gone where nothing of it is left
-            os.killpg(rank.pid, signal.SIGKILL)
-        rank.process.kill()  # it may not have made its group yet
-        rank.process.join()
-        rank.process.close()
-
-
-def _gather(ranks: Sequence[_Rank], job: Job) -> dict[int, Report]:
-    """Every rank's result, or the `MeshError` of the first failure."""
-    deadline = time.monotonic() + job.timeout
-    running = list(ranks)
-    reports: dict[int, Report] = {}
-    while running:
-        if not wait(_handles(running), max(0.0, deadline - time.monotonic())):
-            raise MeshError(_late(running, job))
-        for rank in [r for r in running if wait(_handles([r]), 0.0)]:
-            running.remove(rank)
-            report = rank.report()
-            if report is None:
-                raise MeshError(_death(rank, job))
-            if report.kind == "error":
-                raise MeshError(_failure(rank, report, running, job))
-            reports[rank.index] = report
-    return reports
-
-
-def _handles(ranks: Sequence[_Rank]) -> list[Any]:
-    return [handle for rank in ranks for handle in (rank.connection, rank.process.sentinel)]
-
-
-def _failure(rank: _Rank, report: Report, running: Sequence[_Rank], job: Job) -> str:
-    """The text for a rank that raised, unless a peer has died without a word: then that is what it raised about."""
-    deadline = time.monotonic() + _GRACE
-    peers = list(running)
-    while peers and wait(_handles(peers), max(0.0, deadline - time.monotonic())):
-        for peer in [p for p in peers if wait(_handles([p]), 0.0)]:
-            peers.remove(peer)
-            if peer.report() is None:
-                return _death(peer, job)
-    return f"rank {rank.index} of the {job.layout} mesh failed:\n{report.body.decode()}"
-
-
-def _death(rank: _Rank, job: Job) -> str:
-    rank.process.join(_LEAVE)
-    return (
-        f"rank {rank.index} of the {job.layout} mesh died with exit code {rank.process.exitcode} before it returned; "
-        "what it printed last is on standard error."
-    )
-
-
-def _late(running: Sequence[_Rank], job: Job) -> str:
-    """The text for a time-out: which ranks were not done, and the stack of each."""
-    for rank in running:
-        with suppress(ProcessLookupError):
-            os.kill(rank.pid, signal.SIGUSR1)
-    time.sleep(_GRACE)  # the dump is written by a signal handler, which tells nobody
-    late = [rank.index for rank in running]
-    done = [index for index in range(job.layout.world_size) if index not in late]
-    text = f"ranks {late} of the {job.layout} mesh had not finished after {job.timeout:g} s; finished: {done}."
-    for index in late:
-        stack = Path(job.folder) / f"stack-{index}"
-        text += f"\nrank {index} was at:\n{stack.read_text() if stack.exists() else 'its start'}"
-    return text
+_LIVE: ContextVar[_LiveRanks | None] = ContextVar("tp2d_mesh_live_ranks", default=None)

@@ -1,4 +1,4 @@
-"""A run saved and restored by real processes: whole, or refused by name, and the same error on every rank."""
+"""A run saved and loaded by real processes: complete, or refused by name, with the same error on every rank."""
 
 import random
 import resource
@@ -24,7 +24,7 @@ SHAPE = (9, 10)
 
 
 def tensors_of(mesh, step, rows=9):
-    """One matrix split over tp and dp, worth `step` times 0, 1, 2, ..."""
+    """One matrix split over tp and dp; its elements are `step` times 0, 1, 2, ..."""
     shape = (rows, 10)
     full = step * torch.arange(10.0 * rows).reshape(shape)
     boxes = local_boxes(shape, layout=mesh.layout, rank=mesh.rank, tp_dim=1)
@@ -45,6 +45,7 @@ def save(mesh, root, steps, keep=None):
 
 
 def restore(mesh, root):
+    random.seed("another state than the one that was saved")
     checkpointer = Checkpointer(root, mesh=mesh)
     info = checkpointer.latest()
     tensors = tensors_of(mesh, 0)
@@ -60,7 +61,7 @@ def restore(mesh, root):
 
 
 def error_of(mesh, call):
-    """The error of ``call(mesh)``, its text and how long it took."""
+    """The error of `call(mesh)`: its class, its text, and whether it came within 20 s; None without an error."""
     started = time.monotonic()
     try:
         call(mesh)
@@ -92,7 +93,7 @@ def test_the_same_mesh_gets_everything_back(tmp_path):
 
 @pytest.mark.parametrize(("dp", "tp"), [(4, 1), (1, 4), (1, 1)])
 def test_another_mesh_gets_the_tensors_and_no_random_state(tmp_path, dp, tp):
-    """4 ranks as well: rank 1 of 2x2 shares rank 0's rows and noise, and rank 1 of 4x1 must not."""
+    """A mesh of 4 ranks as well: rank 1 of 2x2 has the rows and random state of rank 0, and rank 1 of 4x1 must not."""
     run_on_mesh(save, tmp_path, [5], dp=2, tp=2)
     for info, same, _, own, _ in run_on_mesh(restore, tmp_path, dp=dp, tp=tp):
         assert info.step == 5 and same and own is None
@@ -117,7 +118,7 @@ def damaged_load(mesh, root):
 
 
 def test_damage_is_named_with_the_way_out(tmp_path):
-    """Newest first: a flipped bit, a truncated file, a whole one. The message must pass over the second."""
+    """Newest first: a flipped bit, a truncated file, a whole one. The message must not offer the second."""
     run_on_mesh(save, tmp_path, [1, 2, 3], dp=2, tp=1)
     whole, truncated, flipped = (info.path for info in list_checkpoints(tmp_path))
     content = bytearray((flipped / "__1_0.distcp").read_bytes())
@@ -132,7 +133,7 @@ def test_damage_is_named_with_the_way_out(tmp_path):
 
 
 def test_damage_without_a_way_out(alone, tmp_path):
-    """The pickle of DCP's metadata must be refused before it is opened."""
+    """DCP's metadata is a pickle: a damaged one must be refused before it is opened."""
     save(alone, tmp_path, [1])
     (find_latest(tmp_path).path / ".metadata").write_bytes(b"not what was saved")
     with pytest.raises(ValueError, match=r"\.metadata has 18 bytes, \d+ expected\. No older checkpoint .* is whole"):
@@ -154,12 +155,16 @@ def test_every_file_is_checked(alone, tmp_path):
 def save_with_a_full_disk(mesh, root, limit, rows, own):
     """Save step 2 while no file of rank 1 may grow beyond `limit` bytes, which the kernel enforces."""
     checkpointer = Checkpointer(root, mesh=mesh)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if mesh.rank == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     tensors = tensors_of(mesh, 2, rows=rows)
-    return error_of(
-        mesh, lambda mesh: checkpointer.save(step=2, tensors=tensors, state={}, rank_state={"x": torch.zeros(own)})
-    )
+    try:
+        return error_of(
+            mesh, lambda mesh: checkpointer.save(step=2, tensors=tensors, state={}, rank_state={"x": torch.zeros(own)})
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def save_unequal_state(mesh, root):
 def test_state_must_be_equal_on_all_ranks(tmp_path):
     found = run_on_mesh(save_unequal_state, tmp_path, dp=2, tp=1)
     assert found[0] == found[1] and found[0][0] == "ValueError"
-    assert found[0][1] == "`state` differs between rank 0 and rank 1: what is a rank's own is rank_state."
+    assert found[0][1] == "`state` differs between rank 0 and rank 1: pass what belongs to one rank as `rank_state`."
     assert find_latest(tmp_path) is None and not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""An error on one rank is the same error on all, and nobody waits for a time-out."""
+"""An error on one rank is the same error on all ranks, and no rank waits for a time-out."""
 
 import time
 from pathlib import Path

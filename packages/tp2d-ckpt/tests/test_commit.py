@@ -53,7 +53,7 @@ def test_two_saves_of_one_step_never_share_a_directory(tmp_path):
 
 
 def test_the_newest_is_the_last_committed_not_the_highest_step(tmp_path):
-    """A run that went back to step 100 must find what it saved there, not the step 200 it turned away from."""
+    """A run that went back to step 100 must find what it saved after that, not the step 200 that it gave up."""
     make(tmp_path, 100), make(tmp_path, 200)
     last = make(tmp_path, 110)
     assert find_latest(tmp_path) == last
@@ -68,7 +68,7 @@ def test_nothing_there(tmp_path):
 def test_a_save_without_a_mark_is_not_a_checkpoint(tmp_path):
     whole, unfinished = make(tmp_path, 1), make(tmp_path, 2)
     (unfinished.path / MARK).unlink()
-    with warnings.catch_warnings(action="error"):  # a killed save is no news
+    with warnings.catch_warnings(action="error"):  # a killed save deserves no warning
         assert find_latest(tmp_path) == whole
     with pytest.raises(ValueError, match=r"step-00000002-\w+ is not a checkpoint: it has no COMPLETE mark"):
         verify(unfinished.path)
@@ -127,7 +127,7 @@ def test_a_flipped_bit_in_the_manifest_is_found(tmp_path):
 
 
 def test_a_file_that_rank_0_cannot_see_is_not_committed(tmp_path):
-    """Ranks on nodes with disks of their own: every save would work and no resume would."""
+    """Each node has its own disk: every save would succeed, and no resume would."""
     path = create_directory(tmp_path, step=1)
     (path / "a.bin").write_bytes(b"weights"), (path / "b.bin").write_bytes(b"")
     manifest = manifest_of(path, 1)

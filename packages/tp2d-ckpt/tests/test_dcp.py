@@ -1,4 +1,4 @@
-"""Boxes through real DCP: every mesh reads what every other wrote, bit for bit, and a misfit touches nothing."""
+"""Boxes through real DCP: every mesh loads bit for bit what every other saved; what does not fit changes nothing."""
 
 import itertools
 import pickle
@@ -36,7 +36,7 @@ def whole(name):
 
 
 def tensors_of(mesh, *, filled):
-    """This rank's part of every tensor, cut as FSDP2 on tensor parallelism cuts; zeros unless `filled`."""
+    """This rank's part of every tensor, cut as tensor parallelism and FSDP2 cut it; zeros unless `filled`."""
     found = {}
     for name, (shape, tp_dim, dtype, blocks) in SPECS.items():
         full = whole(name) if filled else torch.zeros(shape, dtype=dtype)
@@ -66,7 +66,7 @@ def load(mesh, path):
 
 
 def load_or_tell(mesh, path, changes):
-    """Load with some tensors changed: the error's text, after making sure that no piece was touched."""
+    """Load with some tensors changed: the error's text, and a check that no piece was changed."""
     found = {**tensors_of(mesh, filled=False), **changes}
     try:
         load_tensors(path, found, group=mesh.world_group)
@@ -91,7 +91,7 @@ def of(name, tensor):
 
 
 def vector(size, *pieces, dtype=torch.float32):
-    """The tensor ``w`` of `size` elements, with pieces given as (offset, length)."""
+    """The tensor `w` of `size` elements, with pieces given as (offset, length)."""
     boxes = tuple(Piece(offsets=(start,), tensor=torch.zeros(length, dtype=dtype)) for start, length in pieces)
     return {"w": NamedTensor(name="w", global_shape=(size,), pieces=boxes)}
 
@@ -126,7 +126,7 @@ def test_what_other_meshes_saved_2x2_loads(tmp_path, dp, tp):
 
 
 def test_every_element_is_written_once(saved):
-    """Replicas hold equal boxes; written by each of them a checkpoint would be tp or dp times too large."""
+    """Replicas hold equal boxes: if each wrote its own, a checkpoint would be tp or dp times too large."""
     metadata = pickle.loads((saved / ".metadata").read_bytes())
     for name, (shape, *_) in SPECS.items():
         chunks = metadata.state_dict_metadata[name].chunks
@@ -209,7 +209,7 @@ def test_a_misfit_is_named_and_nothing_is_touched(saved, alone, changes, message
 
 
 def test_a_misfit_on_one_rank_stops_all_before_any_reads(saved):
-    """Rank 1 alone asks for what is not there: rank 0's pieces must still be zero."""
+    """Only rank 1 asks for a tensor that is not there: the pieces of rank 0 must still be zero."""
     found = run_on_mesh(load_or_tell_on_rank1, saved, dp=2, tp=1)
     assert found == [found[0]] * 2 and "model.other is not among the 7 tensors" in found[0]
 
@@ -248,7 +248,7 @@ def test_pieces_that_do_not_make_up_a_tensor_are_not_saved(tmp_path, by_rank, me
 
 
 def test_replicas_are_spread_over_their_holders():
-    """Four ranks hold the same eight boxes, and rank 0 one of its own as large as two: nobody writes more than two."""
+    """Four ranks hold the same eight boxes of 10 elements, and rank 0 its own of 20: no rank writes more than 30."""
     shared = [item(f"s{i}", 10) for i in range(8)]
     plans = [SavePlan([*shared, *([item("own", 20)] if rank == 0 else [])]) for rank in range(4)]
     written = spread(plans)

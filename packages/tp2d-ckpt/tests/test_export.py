@@ -1,6 +1,4 @@
-"""Weights of a checkpoint as safetensors files."""
-
-from __future__ import annotations
+"""The weights of a checkpoint as safetensors files."""
 
 import json
 from pathlib import Path
@@ -43,7 +41,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_file_holds_every_weight_whole_and_no_moment(saved: Path, tmp_path: Path) -> None:
-    """Shows one rank's shard written for the whole tensor."""
+    """Would show the shard of one rank written as the whole tensor."""
     names = export_weights(find_latest(saved), tmp_path)
     found = load_file(tmp_path / "model.safetensors")
     assert sorted(names) == sorted(found) == ["a.weight", "b.bias"]

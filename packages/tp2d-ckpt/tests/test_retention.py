@@ -36,8 +36,8 @@ def test_the_newest_and_the_protected_stay(tmp_path):
     assert list_checkpoints(tmp_path) == [first, last]
 
 
-def test_what_is_not_ours_stays(tmp_path):
-    """Other files of the run, a checkpoint someone renamed, a link that looks like a save."""
+def test_what_no_save_made_stays(tmp_path):
+    """Other files of the run, a checkpoint that the user renamed, a link that looks like a save."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     root = tmp_path / "root"
@@ -63,7 +63,7 @@ def test_leftovers_of_killed_saves_go_and_younger_ones_stay(tmp_path):
 
 
 def test_the_mark_goes_first(tmp_path):
-    """Deleted in another order, a process killed in between leaves a marked checkpoint with files missing."""
+    """In another order, a process killed meanwhile would leave a marked checkpoint with files missing."""
     events: list[str] = []
     sys.addaudithook(lambda event, args: events.append(str(args[0])) if event == "os.remove" else None)
     old, last = make(tmp_path, 1), make(tmp_path, 2)

@@ -1,4 +1,4 @@
-"""The random state goes through a file without pickled code and comes back exactly."""
+"""The random state is stored in a file without pickled code, and is restored exactly."""
 
 import random
 

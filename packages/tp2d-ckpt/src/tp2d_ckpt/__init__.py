@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or are not checkpoints: any mesh reads what any other wrote."""
+"""Checkpoints that are committed as a whole or not at all; any mesh loads what any other mesh saved."""
 
 from importlib.metadata import version
 

@@ -1,10 +1,8 @@
-"""Save and restore a run: tensors by name, its JSON state and each rank's own state, committed as one.
+"""Saves and loads the state of a run: tensors by name, JSON state, and each rank's own state, in one checkpoint.
 
-Every method is a collective: all ranks of the mesh call it with the same step, and an error on one rank is raised on
-all of them. The folder is storage that all nodes share.
+Every method is a collective: all ranks of the mesh call it, for the same step, and an error on one rank is raised on
+all of them. The folder is on storage that all nodes share.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
@@ -33,9 +31,9 @@ from tp2d_ckpt.commit import (
     list_checkpoints,
     read_manifest,
     record_files,
-    write_synced,
 )
 from tp2d_ckpt.dcp import load_tensors, save_tensors
+from tp2d_ckpt.files import write_synced
 from tp2d_ckpt.retention import delete, prune, sweep
 
 _STATE = "state.json"
@@ -43,11 +41,11 @@ _STATE = "state.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """What a checkpoint held beside its tensors.
+    """What a checkpoint held besides its tensors.
 
     Args:
-        state: the JSON given to `Checkpointer.save`.
-        rank_state: this rank's own state, or None where another mesh saved: its ranks stood elsewhere.
+        state: the JSON state given to `Checkpointer.save`.
+        rank_state: this rank's own state, or None where a mesh of another shape saved the checkpoint.
     """
 
     state: dict[str, Any]
@@ -56,21 +54,21 @@ class Restored:
 
 @dataclass(frozen=True, kw_only=True)
 class _Written:
-    """What one rank wrote: its files, and a digest of the JSON state it was given."""
+    """What one rank wrote: its files, and the SHA-256 of the JSON state that it was given."""
 
     files: dict[str, FileRecord]
-    state: str
+    state_sha256: str
 
 
 class Checkpointer:
     """The checkpoints of one run in one folder.
 
     Args:
-        root: the folder; made at the first save.
+        root: the folder; the first save makes it.
         mesh: the mesh of this process.
-        keep: how many checkpoints to leave after a save, or None for all. Under Ray leave it None and give `keep` to
-            `tp2d_ckpt.ray.report_committed`, which knows what Ray still refers to.
-        engine: who trains, for the manifest.
+        keep: how many checkpoints to leave after a save, or None for all. Under Ray leave it None and pass `keep` to
+            `tp2d_ckpt.ray.report_committed`, which knows which checkpoints Ray still refers to.
+        engine: the name of the engine, for the manifest.
 
     Raises:
         ValueError: `keep` is not at least 1.
@@ -96,16 +94,17 @@ class Checkpointer:
 
         Args:
             step: the optimizer step just finished.
-            tensors: an engine's ``state()``: this rank's pieces by name.
-            state: JSON, equal on all ranks: data position, schedule, settings.
-            rank_state: this rank's own: numbers, strings, lists, dicts and tensors (`capture_rng`).
+            tensors: this rank's pieces by name, as an engine's `state()` returns them.
+            state: what JSON can hold, equal on all ranks: data position, schedule, settings.
+            rank_state: this rank's own state: numbers, strings, lists, dicts and tensors (`capture_rng`).
 
         Returns:
             The checkpoint.
 
         Raises:
-            ValueError: `state` is not JSON or differs between ranks, or the pieces do not make up the tensors.
-            CheckpointError: a rank could not write. The checkpoints before this one are untouched.
+            ValueError: `state` is not JSON or differs between ranks, `rank_state` holds something else, or the pieces
+                of all ranks do not make up the tensors.
+            CheckpointError: a rank could not write. Earlier checkpoints are untouched.
         """
         group, doing = self.mesh.world_group, f"saving step {step}"
         path = on_rank0(doing, lambda: create_directory(self.root, step=step), group=group)
@@ -113,28 +112,33 @@ class Checkpointer:
             records = save_tensors(path, tensors, group=group)
             written = together(doing, lambda: self._write_own(path, state, rank_state), group=group)
             info = on_rank0(doing, lambda: self._commit(path, step, records, written), group=group)
-        except (ValueError, CheckpointError):  # the same on all ranks, so none is still writing
+        except (ValueError, CheckpointError):  # raised on all ranks, so none is still writing
             on_rank0(doing, lambda: delete(path), group=group)
             raise
-        on_rank0(f"tidying {self.root}", lambda: self._tidy(info), group=group)
+        on_rank0(f"deleting old checkpoints in {self.root}", lambda: self._delete_old(info), group=group)
         return info
 
     def latest(self) -> CheckpointInfo | None:
-        """The newest checkpoint of the folder, or None; rank 0 looks and all ranks get its answer."""
-        return on_rank0(f"looking into {self.root}", lambda: find_latest(self.root), group=self.mesh.world_group)
+        """The newest checkpoint of the folder, or None. Rank 0 looks, and all ranks get its answer."""
+        return on_rank0(
+            f"looking for checkpoints in {self.root}", lambda: find_latest(self.root), group=self.mesh.world_group
+        )
 
     def load(self, info: CheckpointInfo, tensors: Mapping[str, NamedTensor]) -> Restored:
-        """Fill the pieces of `tensors` in place, from whatever mesh saved them.
+        """Fill the pieces of `tensors` in place; a mesh of any shape may have saved them.
 
-        Every file is read and compared with its checksum first, each by one rank.
+        First every file is read and compared with its checksum, each file by one rank.
 
         Args:
             info: a checkpoint, from `latest` or `checkpoint_at`.
-            tensors: an engine's ``state()``, or a part of it.
+            tensors: this rank's pieces by name: an engine's `state()`, or a part of it.
+
+        Returns:
+            The JSON state and this rank's own state.
 
         Raises:
             ValueError: the checkpoint is damaged (the message names the file, and the newest older checkpoint that is
-                whole), or a tensor is missing or differs in shape or dtype. No piece has been touched.
+                whole), or a tensor is missing or differs in shape or dtype. No piece has been changed.
             CheckpointError: a rank could not read.
         """
         group, doing = self.mesh.world_group, f"loading step {info.step}"
@@ -144,21 +148,23 @@ class Checkpointer:
         return agree(doing, lambda: self._read_own(info.path), group=group)
 
     def _write_own(self, path: Path, state: Mapping[str, Any], rank_state: Mapping[str, Any]) -> _Written:
-        """Write this rank's state, then bring all its files to the disk and take their checksums."""
+        """Write this rank's state, then bring all files of this rank to the disk and take their checksums."""
         rank, text = self.mesh.rank, _to_json(state)
         write_synced(path / _rank_file(rank), _to_bytes(rank_state))
         names = [_rank_file(rank), *sorted(file.name for file in path.glob(f"__{rank}_*"))]
         if rank == 0:
             write_synced(path / _STATE, text)
             names += [_STATE, ".metadata"]
-        return _Written(files=record_files(path, names), state=hashlib.sha256(text).hexdigest())
+        return _Written(files=record_files(path, names), state_sha256=hashlib.sha256(text).hexdigest())
 
     def _commit(
         self, path: Path, step: int, tensors: Mapping[str, TensorRecord], written: list[_Written]
     ) -> CheckpointInfo:
         for rank, other in enumerate(written):
-            if other.state != written[0].state:
-                raise ValueError(f"`state` differs between rank 0 and rank {rank}: what is a rank's own is rank_state.")
+            if other.state_sha256 != written[0].state_sha256:
+                raise ValueError(
+                    f"`state` differs between rank 0 and rank {rank}: pass what belongs to one rank as `rank_state`."
+                )
         manifest = Manifest(
             step=step,
             dp=self.mesh.layout.dp,
@@ -175,13 +181,13 @@ class Checkpointer:
         )
         return commit(path, manifest)
 
-    def _tidy(self, info: CheckpointInfo) -> None:
+    def _delete_old(self, info: CheckpointInfo) -> None:
         sweep(info)
         if self.keep is not None:
             prune(info, keep=self.keep)
 
     def _damage(self, info: CheckpointInfo) -> list[str]:
-        """What is damaged in the checkpoint, the same list on all ranks; rank i reads files i, i + world, ..."""
+        """What is damaged in the checkpoint, the same list on all ranks. Rank i reads files i, i + world, ..."""
         rank, world = self.mesh.rank, self.mesh.layout.world_size
 
         def check() -> list[str]:
@@ -192,7 +198,7 @@ class Checkpointer:
         return [damage for part in found for damage in part]
 
     def _way_out(self, damaged: CheckpointInfo) -> str:
-        """What to do about a damaged checkpoint: the newest older one that is whole, found by all ranks together."""
+        """What to do about a damaged checkpoint: it names the newest older one that is whole; a collective."""
         group = self.mesh.world_group
         infos = on_rank0("looking for older checkpoints", lambda: list_checkpoints(damaged.path.parent), group=group)
         for info in reversed([info for info in infos if info.sequence < damaged.sequence]):
@@ -221,7 +227,7 @@ def _to_json(state: Mapping[str, Any]) -> bytes:
 
 
 def _to_bytes(rank_state: Mapping[str, Any]) -> bytes:
-    """`rank_state` as a file, read back at once: what cannot be loaded must not be saved."""
+    """`rank_state` as the bytes of a file, read back here, because what cannot be loaded must not be saved."""
     buffer = io.BytesIO()
     torch.save(dict(rank_state), buffer)
     buffer.seek(0)

@@ -1,14 +1,12 @@
-"""Run something on every rank and agree on how it went: an error on one rank becomes the same error on all of them.
+"""Run a function on every rank; an error on one rank becomes the same error on all of them.
 
-Without this, the rank whose disk is full raises, and the others wait for it until the group's time-out.
+Without this, a rank whose disk is full raises, and the other ranks wait for it until the group's time-out.
 """
-
-from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch.distributed as dist
 
@@ -16,20 +14,26 @@ T = TypeVar("T")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message names the rank that failed and why."""
+    """A checkpoint could not be written or read; the message names the rank that failed and the cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """How a rank failed, in text: an exception's own class may not unpickle on another rank."""
+    """An error of one rank, as text: the class of an exception may not unpickle on another rank.
+
+    Args:
+        message: the error's message; for an error that is not a ValueError also its class.
+        traceback: the formatted traceback.
+        is_value_error: whether the error is a ValueError, that is, a mistake of the user's.
+    """
 
     message: str
     traceback: str
     is_value_error: bool
 
     @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """The failure that `error` tells of."""
+    def of(cls, error: BaseException) -> Self:
+        """`error` as a Failure."""
         is_value_error = isinstance(error, ValueError)
         message = str(error) if is_value_error else f"{type(error).__name__}: {error}"
         return cls(
@@ -40,16 +44,16 @@ class Failure:
 
 
 def together(doing: str, fn: Callable[[], T], *, group: dist.ProcessGroup) -> list[T]:
-    """Run `fn` on every rank of `group` and return every rank's result, in rank order; a collective.
+    """Run `fn` on every rank of `group` and return the results of all ranks, in rank order; a collective.
 
     Args:
         doing: what is being done, for the error message: "saving step 120".
-        fn: runs on every rank and holds no collective of its own; its result is picklable and small.
+        fn: runs on every rank and contains no collective; its result is picklable and small.
         group: a group with a CPU backend, or NCCL with the device set.
 
     Raises:
-        ValueError: on every rank, where each rank that failed raised a ValueError; with the first one's message.
-        CheckpointError: on every rank, where one failed in another way.
+        ValueError: on every rank, where each rank that failed raised a ValueError; with the message of the first.
+        CheckpointError: on every rank, where a rank failed in another way.
     """
     outcome: T | Failure
     try:
@@ -76,7 +80,7 @@ def on_rank0(doing: str, fn: Callable[[], T], *, group: dist.ProcessGroup) -> T:
 
 
 def raise_failures(doing: str, failures: Mapping[int, Failure]) -> None:
-    """Raise the first of the ranks' `failures`, as `together` says; return where there is none."""
+    """Raise the first of `failures`, given by rank, as the errors that `together` names; return where there is none."""
     if not failures:
         return
     rank = min(failures, key=lambda r: (failures[r].is_value_error, r))

@@ -1,18 +1,16 @@
-"""The protocol that makes a folder a checkpoint: files, a manifest of their sizes and checksums, and last a mark.
+"""The protocol that makes a directory a checkpoint: files, then a manifest of their checksums, and last a mark.
 
-A save goes into a fresh directory ``step-<step>-<nonce>``, never into one that exists: files of an older save cannot
-mix with it. The directory becomes a checkpoint in one atomic step, when ``COMPLETE`` is renamed into place, which
-names the manifest by its SHA-256. Until then, and after the mark was removed, it is nothing; so a process
-killed at any instant leaves whole checkpoints and leftovers, and the two cannot be confused.
+Each save goes into a fresh directory `step-<step>-<nonce>` and never into an existing one, so files of two saves cannot
+mix. The directory becomes a checkpoint in one atomic step: the rename of `COMPLETE` into place. That mark names the
+manifest by its SHA-256. A directory without the mark is not a checkpoint. So a process killed at any instant leaves
+whole checkpoints and unfinished saves, and the two cannot be confused.
 
-Files are checked by CRC-32, which finds every flipped bit and every burst of up to 32 bits, and misses other damage
-once in four thousand million. It runs at 4,300 MB/s here where BLAKE2b has 1,300, and adds a tenth to a save
-(tests/measure_save.py). It guards against accidents; who can write to the folder can forge a checkpoint.
+Files are checked by CRC-32. It finds every flipped bit and every burst of up to 32 bits, and misses other damage with
+a probability of 2^-32. It is several times as fast as BLAKE2b (`benchmarks/save_cost.py`). It guards against
+accidents: anyone who can write to the folder can forge a checkpoint.
 
 Nothing here needs torch or a process group.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -25,6 +23,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from tp2d_ckpt.files import sync_directory, sync_file, write_atomically, write_synced
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -40,8 +40,8 @@ class CheckpointInfo:
     Args:
         path: its directory.
         step: the optimizer step it was taken after.
-        sequence: how many commits its folder had seen, itself included; the highest is the newest. Neither clocks
-            nor steps decide this, so a run that went back to an older step still finds its own last save.
+        sequence: its number in the order of commits to its folder, from 1; the highest is the newest. Clocks and steps
+            do not decide this, so a run that went back to an older step still finds its own last save.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRecord:
-    """A saved tensor: its global shape and its dtype (``"float32"``)."""
+    """A saved tensor: its global shape and its dtype (`"float32"`)."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -67,20 +67,20 @@ class TensorRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint holds; ``manifest.json``.
+    """What a checkpoint holds; the content of `manifest.json`.
 
     Args:
         step: the optimizer step.
-        dp: size of the data-parallel axis that saved it.
-        tp: size of the tensor-parallel axis that saved it.
-        engine: who trained, or None where the caller did not say.
+        dp: the data-parallel size of the mesh that saved it.
+        tp: the tensor-parallel size of the mesh that saved it.
+        engine: the name of the engine that trained, or None where the caller gave none.
         tensors: every tensor by its full name.
         files: every file but the manifest and the mark, by its name within the directory.
         versions: the versions of the libraries that wrote it.
         format: the version of this layout.
 
     Raises:
-        ValueError: a format this version does not read.
+        ValueError: this version does not read `format`.
     """
 
     step: int
@@ -98,7 +98,7 @@ class Manifest:
 
 
 def create_directory(root: Path, *, step: int) -> Path:
-    """Make a fresh, empty directory for a save of `step` under `root` (made where it is missing)."""
+    """Make a fresh, empty directory for a save of `step` under `root`; `root` is made where it is missing."""
     path = root / f"step-{step:08d}-{secrets.token_hex(4)}"
     root.mkdir(parents=True, exist_ok=True)
     path.mkdir()
@@ -107,14 +107,14 @@ def create_directory(root: Path, *, step: int) -> Path:
 
 
 def record_files(path: Path, names: Iterable[str]) -> dict[str, FileRecord]:
-    """Bring the files `names` in `path` to the disk and take their sizes and checksums.
+    """Bring the files `names` in directory `path` to the disk and take their sizes and checksums.
 
-    The rank that wrote a file calls this: what it reads is what it wrote, and no rank reads what another wrote.
+    Each rank calls this for the files it wrote itself: its own view of them is up to date on every file system, and no
+    file is read twice.
     """
     records = {}
     for name in names:
-        with (path / name).open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path / name)
         records[name] = _record(path / name)
     sync_directory(path)
     return records
@@ -124,7 +124,7 @@ def commit(path: Path, manifest: Manifest) -> CheckpointInfo:
     """Make `path` a checkpoint: write the manifest, then the mark. One process calls it, after all files are recorded.
 
     Raises:
-        FileNotFoundError: a file of the manifest is not here, or has another size: the ranks do not share a disk.
+        FileNotFoundError: a file of the manifest cannot be seen here, or has another size: the ranks share no disk.
     """
     for name, record in manifest.files.items():
         if not (path / name).exists() or (path / name).stat().st_size != record.size:
@@ -136,14 +136,12 @@ def commit(path: Path, manifest: Manifest) -> CheckpointInfo:
     write_synced(path / MANIFEST, text)
     sequence = 1 + max((info.sequence for info in list_checkpoints(path.parent)), default=0)
     mark = {"format": FORMAT, "step": manifest.step, "sequence": sequence, "manifest_sha256": _sha256(text)}
-    write_synced(path / f"{MARK}.tmp", json.dumps(mark).encode())
-    (path / f"{MARK}.tmp").rename(path / MARK)
-    sync_directory(path)
+    write_atomically(path / MARK, json.dumps(mark).encode())
     return CheckpointInfo(path=path, step=manifest.step, sequence=sequence)
 
 
 def checkpoint_at(path: str | os.PathLike[str]) -> CheckpointInfo:
-    """The checkpoint in directory `path`, by its mark and manifest; the data is not read (`verify` does).
+    """The checkpoint in directory `path`, by its mark and manifest; `verify` reads the other files too.
 
     Raises:
         ValueError: `path` is not a checkpoint; the message says what is missing or damaged.
@@ -162,8 +160,8 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 def list_checkpoints(root: str | os.PathLike[str]) -> list[CheckpointInfo]:
     """The checkpoints in folder `root`, oldest first; empty where there is none, or no folder.
 
-    A directory without a mark is passed over: a save that did not finish. One whose mark does not fit its
-    manifest is damaged; it is passed over with a warning that says why.
+    A directory without a mark is a save that did not finish, and is skipped. A directory whose mark does not fit its
+    manifest is damaged, and is skipped with a warning that says why.
     """
     found = []
     for path in save_directories(Path(root)):
@@ -172,7 +170,7 @@ def list_checkpoints(root: str | os.PathLike[str]) -> list[CheckpointInfo]:
         try:
             found.append(checkpoint_at(path))
         except ValueError as error:
-            warnings.warn(f"passed over: {error}", stacklevel=2)
+            warnings.warn(f"skipped: {error}", stacklevel=2)
     return sorted(found, key=lambda info: (info.sequence, info.step))
 
 
@@ -197,7 +195,7 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
 
 
 def find_damage(path: Path, files: Mapping[str, FileRecord]) -> list[str]:
-    """What is wrong with each damaged file of `files` in directory `path`: its name, what is there, what should be."""
+    """A phrase on each damaged file of `files` in directory `path`: its name, what is there, what should be."""
     found = []
     for name, expected in files.items():
         file = path / name
@@ -211,31 +209,14 @@ def find_damage(path: Path, files: Mapping[str, FileRecord]) -> list[str]:
 
 
 def save_directories(root: Path) -> list[Path]:
-    """The directories in `root` that a save made, finished or not. Links and other names are not ours."""
+    """The directories in `root` that a save made, finished or not. Links and other names are left out."""
     if not root.is_dir():
         return []
     return sorted(p for p in root.iterdir() if _DIRECTORY.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and bring it to the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Bring a directory's entries (names created, renamed, removed) to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _open(path: Path) -> tuple[CheckpointInfo, bytes]:
-    """The checkpoint at `path` and its manifest's bytes, which its mark vouches for."""
+    """The checkpoint at `path` and the bytes of its manifest, which have the SHA-256 that the mark names."""
     try:
         mark = json.loads((path / MARK).read_bytes())
         info = CheckpointInfo(path=path, step=int(mark["step"]), sequence=int(mark["sequence"]))

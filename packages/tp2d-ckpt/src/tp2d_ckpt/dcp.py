@@ -1,14 +1,14 @@
-"""Tensors by name through torch.distributed.checkpoint (DCP): any mesh reads what any other wrote.
+"""Tensors by name through torch.distributed.checkpoint (DCP): any mesh loads what any other mesh saved.
 
-The planners here tell DCP of boxes and nothing of DTensors or engines. Saving, each box becomes a write item with its
-place in the global tensor; boxes that several ranks hold are written by one of them, so that the ranks write about
-equally much. Loading, each box asks for exactly the parts of saved boxes that overlap it.
+A piece of a tensor is a box: its offsets in the global tensor, and its shape. The planners here tell DCP about boxes
+and nothing about DTensors or engines. On a save, each box becomes a write item. A box that several ranks hold is
+written by one of them, chosen so that the ranks write about equally much. On a load, each box asks for exactly the
+parts of saved boxes that overlap it.
 
-DCP's metadata file is a pickle. Load only what `tp2d_ckpt.commit.verify` found whole, as `Checkpointer.load` does.
-The directory is an ordinary DCP checkpoint: ``torch.distributed.checkpoint.format_utils`` reads it too.
+DCP's metadata file is a pickle. Load only a directory that `tp2d_ckpt.commit.verify` found whole, as
+`Checkpointer.load` does. The directory is an ordinary DCP checkpoint, which `torch.distributed.checkpoint.format_utils`
+reads too.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,21 +49,21 @@ from tp2d_ckpt.commit import TensorRecord
 def save_tensors(
     path: Path, tensors: Mapping[str, NamedTensor], *, group: dist.ProcessGroup
 ) -> dict[str, TensorRecord]:
-    """Write `tensors` into the directory `path`; a collective of `group`, which is the world.
+    """Write `tensors` into the directory `path`; a collective of `group`, the group of all ranks.
 
-    Rank r writes ``__r_0.distcp``, rank 0 also ``.metadata``; each file is fsynced.
+    Rank r writes `__r_0.distcp`, and rank 0 also `.metadata`; each file is brought to the disk.
 
     Args:
         path: a fresh directory on storage that all ranks share.
         tensors: this rank's boxes by name. A tensor may be missing on a rank that holds no part of it.
-        group: the world's group.
+        group: the group of all ranks.
 
     Returns:
-        Every tensor's global shape and dtype.
+        The global shape and dtype of every tensor.
 
     Raises:
-        ValueError: the ranks' boxes do not make each tensor up exactly; named with numbers.
-        CheckpointError: a rank could not write; named with the cause.
+        ValueError: the boxes of all ranks do not make up each tensor exactly; the message names it with the numbers.
+        CheckpointError: a rank could not write; the message names the rank and the cause.
     """
     writer, planner = PieceWriter(path, sync_files=True), PieceSavePlanner()
     try:
@@ -75,18 +75,19 @@ def save_tensors(
 
 
 def load_tensors(path: Path, tensors: Mapping[str, NamedTensor], *, group: dist.ProcessGroup | None) -> None:
-    """Fill the boxes of `tensors` in place from the directory `path`; a collective of `group`, which is the world.
+    """Fill the boxes of `tensors` in place from the directory `path`; a collective of `group`, the group of all ranks.
 
-    Everything is checked on every rank before the first byte is copied into a box.
+    Every rank checks everything before the first byte is copied into a box.
 
     Args:
         path: a directory that `save_tensors` wrote, on any mesh, and that was verified.
         tensors: this rank's boxes by name; tensors of the checkpoint that are not named here are not read.
-        group: the world's group, or None for this process alone.
+        group: the group of all ranks, or None for one process without a process group.
 
     Raises:
-        ValueError: a tensor is not in the checkpoint, or has another shape or dtype, or does not cover a box.
-        CheckpointError: a rank could not read; named with the cause.
+        ValueError: a tensor is not in the checkpoint, or has another shape or dtype there, or the saved boxes do not
+            cover a box.
+        CheckpointError: a rank could not read; the message names the rank and the cause.
     """
     reader = dcp.FileSystemReader(path)
     try:
@@ -99,7 +100,7 @@ def load_tensors(path: Path, tensors: Mapping[str, NamedTensor], *, group: dist.
 
 
 class PieceSavePlanner(dcp.DefaultSavePlanner):
-    """Plans a save of ``dict[str, NamedTensor]``: one write item for each box, each box once in the world."""
+    """Plans a save of `dict[str, NamedTensor]`: each box is written once, by one of the ranks that hold it."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -125,7 +126,7 @@ class PieceSavePlanner(dcp.DefaultSavePlanner):
 
 
 class PieceWriter(dcp.FileSystemWriter):
-    """DCP's writer, which says why it failed: torch hides a full disk behind an error about a file's position."""
+    """DCP's writer, but it raises the cause of a failure: torch reports a full disk as a wrong file position."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         try:
@@ -138,7 +139,7 @@ class PieceWriter(dcp.FileSystemWriter):
 
 
 class PieceLoadPlanner(dcp.DefaultLoadPlanner):
-    """Plans a load into ``dict[str, NamedTensor]``: for each box the parts of saved boxes that overlap it."""
+    """Plans a load into `dict[str, NamedTensor]`: each box reads the parts of saved boxes that overlap it."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -159,9 +160,15 @@ class PieceLoadPlanner(dcp.DefaultLoadPlanner):
 
 
 def spread(plans: Sequence[SavePlan]) -> list[SavePlan]:
-    """The same plans with each box in one of them only: with the rank that holds it and has least to write.
+    """The plans of all ranks, with each box in one of them: of the ranks that hold it, the one with least to write.
 
-    Boxes that one rank alone holds are counted first, then the others, the largest first.
+    Boxes that only one rank holds are dealt out first, then the others, the largest first.
+
+    Args:
+        plans: the plan of every rank, in rank order; they are not changed.
+
+    Returns:
+        New plans, in rank order.
     """
     holders: dict[tuple[Any, ...], list[int]] = {}
     for rank, plan in enumerate(plans):
@@ -179,14 +186,16 @@ def spread(plans: Sequence[SavePlan]) -> list[SavePlan]:
 
 
 def check_cover(all_plans: Sequence[SavePlan], plans: Sequence[SavePlan]) -> None:
-    """Check that the ranks agree on every tensor and that its boxes have as many elements as it has.
+    """Check that the ranks agree on shape and dtype of every tensor, and that its boxes hold all of its elements.
+
+    DCP itself checks that boxes do not overlap.
 
     Args:
-        all_plans: every rank's own plan, with its tensors' shapes by name.
-        plans: the plans after `spread`. That boxes do not overlap is checked by DCP itself.
+        all_plans: the plan of every rank, with the shapes of its tensors by name as `planner_data`.
+        plans: the plans after `spread`.
 
     Raises:
-        ValueError: naming the first tensor that fails.
+        ValueError: the message names the first tensor that fails.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for rank, plan in enumerate(all_plans):
@@ -208,13 +217,13 @@ def check_cover(all_plans: Sequence[SavePlan], plans: Sequence[SavePlan]) -> Non
 
 
 def _held(tensor: NamedTensor) -> Iterable[Piece]:
-    """The pieces worth saving: not the empty ones, unless the whole tensor is empty and only they tell its dtype."""
+    """The pieces to save: not the empty ones, unless the tensor is empty, where an empty piece tells its dtype."""
     empty = 0 in tensor.global_shape
     return (piece for piece in tensor.pieces if empty or piece.tensor.numel())
 
 
 def _boxes(tensors: Mapping[str, NamedTensor]) -> dict[MetadataIndex, torch.Tensor]:
-    """Every box by DCP's index of it: name and offsets."""
+    """Every box that this rank holds, by DCP's index of it: name and offsets."""
     boxes: dict[MetadataIndex, torch.Tensor] = {}
     for key, tensor in tensors.items():
         if key != tensor.name:
@@ -236,10 +245,12 @@ def _write_item(tensor: NamedTensor, piece: Piece) -> WriteItem:
 
 
 def _read_items(tensor: NamedTensor, saved: Mapping[str, Any]) -> list[ReadItem]:
-    """The reads that fill this rank's boxes of `tensor`, once it is sure that they can."""
+    """The reads that fill this rank's boxes of `tensor`, checked against what was saved."""
     name, found = tensor.name, saved.get(tensor.name)
     if not isinstance(found, TensorStorageMetadata):
-        raise ValueError(f"{name} is not among the {len(saved)} tensors of the checkpoint: it is of another model.")
+        raise ValueError(
+            f"{name} is not among the {len(saved)} tensors of the checkpoint: it was saved from another model."
+        )
     if tuple(found.size) != tensor.global_shape:
         raise ValueError(f"{name} has shape {tuple(found.size)} in the checkpoint and {tensor.global_shape} here.")
     items: list[ReadItem] = []
@@ -270,7 +281,7 @@ def _data(item: WriteItem) -> TensorWriteData:
 
 
 def _key(item: WriteItem) -> tuple[Any, ...]:
-    """Equal for equal boxes of one tensor."""
+    """A box's identity: equal for equal boxes of one tensor."""
     return item.index.fqn, tuple(_data(item).chunk.offsets), tuple(_data(item).chunk.sizes)
 
 
@@ -283,7 +294,7 @@ def _record(found: Any) -> TensorRecord:
 
 
 def _failures(error: CheckpointException) -> dict[int, Failure]:
-    """DCP's exception derives from BaseException and carries every failing rank's own, with its stack apart."""
+    """The failures by rank. DCP's exception holds the exception of every rank that failed, with its stack apart."""
     return {
         rank: replace(Failure.of(cause), traceback="".join(stack.format()))
         for rank, (cause, stack) in error.failures.items()

@@ -1,10 +1,8 @@
-"""From a checkpoint of any mesh and either engine to the safetensors files of a Hugging Face folder.
+"""Writes the weights of a checkpoint as the safetensors files of a Hugging Face folder, whatever mesh saved them.
 
-One process, no process group, no GPU: tensors are read whole from the checkpoint and written file by file, so that
-memory holds one file's tensors at a time, however large the model is.
+It runs in one process, without a process group and without a GPU. Each file's tensors are read whole from the
+checkpoint, so memory holds the tensors of one file at a time, however large the model is.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -25,18 +23,18 @@ PREFIX = "model."
 def export_weights(
     info: CheckpointInfo, folder: Path, *, dtype: torch.dtype | None = None, file_bytes: int = 5 << 30
 ) -> list[str]:
-    """Write a checkpoint's weights as ``model.safetensors``, or as several files and their index.
+    """Write a checkpoint's weights as `model.safetensors`, or as several files and their index.
 
-    Every file of the checkpoint is compared with its checksum first.
+    First every file of the checkpoint is compared with its checksum.
 
     Args:
         info: the checkpoint.
         folder: an existing folder; files of these names in it are replaced.
-        dtype: of the written weights; None keeps the checkpoint's.
-        file_bytes: a file holds at most this, or one tensor.
+        dtype: the dtype to write; None keeps that of the checkpoint.
+        file_bytes: the most bytes of a file, but that a larger tensor has a file of its own.
 
     Returns:
-        The names of the parameters written, each under its full name in the model, a tied one once.
+        The full names of the parameters written; a tied one is written once.
 
     Raises:
         ValueError: the checkpoint is damaged, or holds no weights.
@@ -56,7 +54,7 @@ def export_weights(
 
 
 def _groups(records: Mapping[str, TensorRecord], *, dtype: torch.dtype | None, file_bytes: int) -> Iterator[list[str]]:
-    """Names in their order, cut where the next tensor would make a file too large."""
+    """The names of each file's tensors, in their order; a file ends where the next tensor would make it too large."""
     names: list[str] = []
     held = 0
     for name, record in records.items():
@@ -88,7 +86,7 @@ def _read(path: Path, records: Mapping[str, TensorRecord]) -> dict[str, torch.Te
         for name, t in whole.items()
     }
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is what is wanted
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # intended: one process
         load_tensors(path, boxes, group=None)
     return whole
 

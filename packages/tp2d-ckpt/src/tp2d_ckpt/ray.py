@@ -1,33 +1,32 @@
-"""Committed checkpoints under Ray Train: tell Ray of each, and start from the newest, whatever Ray remembers.
+"""Checkpoints under Ray Train: report each one to Ray, and resume from the newest in the run's folder.
 
-The folder decides, not Ray's memory: a checkpoint is what `tp2d_ckpt.commit` calls one, and Ray is told of it
-afterwards, without copying a byte. The driver's settings, all of them needed::
+The folder decides what is a checkpoint and which is the newest, not what Ray remembers (`tp2d_ckpt.commit`). A
+checkpoint is committed first and reported to Ray afterwards, without a copy. The driver needs all of these settings::
 
     folder = Path(storage_path).resolve() / name      # absolute: workers have another working directory
-    mend_snapshot(folder)                              # what a killed controller left
+    mend_snapshot(folder)                              # for what a killed controller left
     RunConfig(
         name=name,
         storage_path=str(folder.parent),
-        checkpoint_config=CheckpointConfig(num_to_keep=keep),   # the same `keep` as report_committed, or None in both
+        checkpoint_config=CheckpointConfig(num_to_keep=keep),   # the `keep` of report_committed, or None for both
         failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=3),
     )
 
 and in the train function::
 
     checkpointer = Checkpointer(folder / "checkpoints", mesh=mesh)     # no `keep` here
-    info = newest(checkpointer)                                        # None: a new run
+    info = newest(checkpointer)                                        # None in a new run
     ...
     info = checkpointer.save(step=step, tensors=..., state=..., rank_state=...)
     report_committed(info, {"loss": loss, "step": step}, keep=keep)
 
-Why ``num_to_keep=keep``: Ray's snapshot lists every checkpoint it knows, and a directory of that list that is gone
-makes the next ``fit()`` fail. Ray shortens the list only by ``num_to_keep``: it writes the shorter list, then deletes.
-With the same number Ray deletes only what is older than the last `keep`, and `report_committed` deletes only what is
-not on Ray's list. Give no checkpoint_score_attribute: the last ones are kept, not the best. A save blocks until Ray's
-controller has polled, every 2 s by default (``RAY_TRAIN_HEALTH_CHECK_INTERVAL_S``).
+Why `num_to_keep=keep`: Ray writes a snapshot, which lists every checkpoint it knows, and the next `fit()` fails if a
+directory of that list is gone. Only `num_to_keep` makes Ray shorten the list: it writes the shorter list and then
+deletes. With the same number in both places, Ray deletes only what is older than the last `keep` checkpoints, and
+`report_committed` deletes only what is not on Ray's list. Set no `checkpoint_score_attribute`: the last checkpoints are
+kept, not the best. A report blocks until Ray's controller has polled, every 2 s by default
+(`RAY_TRAIN_HEALTH_CHECK_INTERVAL_S`).
 """
-
-from __future__ import annotations
 
 import json
 import warnings
@@ -50,15 +49,15 @@ _SNAPSHOT = "checkpoint_manager_snapshot.json"
 def report_committed(
     info: CheckpointInfo, metrics: Mapping[str, Scalar], *, keep: int | None = None, timeout_s: float = 300.0
 ) -> None:
-    """Report a committed checkpoint to Ray and wait until Ray has it for good; every worker calls it.
+    """Report a committed checkpoint to Ray and wait until Ray has written it down; every worker calls it.
 
-    ``ray.train.report`` returns before its controller has written anything, and a crash then forgets the report.
+    `ray.train.report` returns before Ray's controller has written anything, so a crash could lose the report.
 
     Args:
-        info: what `Checkpointer.save` returned, in the run's folder.
-        metrics: plain Python scalars; rank 0's are kept with the checkpoint.
-        keep: how many checkpoints to leave, as in ``CheckpointConfig(num_to_keep=keep)``; None for all.
-        timeout_s: how long to wait for Ray's controller.
+        info: the checkpoint that `Checkpointer.save` returned, in the run's folder.
+        metrics: plain Python scalars; Ray keeps those of rank 0 with the checkpoint.
+        keep: how many checkpoints to leave, as in `CheckpointConfig(num_to_keep=keep)`; None for all.
+        timeout_s: how many seconds to wait for Ray's controller.
 
     Raises:
         ValueError: a metric is not a plain scalar (a NumPy one ends Ray's controller), or the checkpoint is not in the
@@ -84,25 +83,25 @@ def report_committed(
 
 
 def newest(checkpointer: Checkpointer) -> CheckpointInfo | None:
-    """The newest checkpoint of the run's folder and of what Ray remembers, or None; a collective.
+    """The newest checkpoint in the run's folder, or the one Ray remembers if that is newer, or None; a collective.
 
-    Rank 0 decides and all ranks get its answer. The folder has every checkpoint that Ray has; Ray's own
-    answer helps where a network file system shows a listing from before the last save.
+    Rank 0 decides and all ranks get its answer. Every checkpoint that Ray has is in the folder. Ray's memory helps
+    where a network file system shows an old listing of the folder, from before the last save.
     """
     return on_rank0("looking for a checkpoint", lambda: _newest(checkpointer.root), group=checkpointer.mesh.world_group)
 
 
 def mend_snapshot(folder: str | Path) -> str | None:
-    """Set Ray's own list of a run's checkpoints aside where it would make ``fit()`` fail; the driver calls it.
+    """Rename Ray's snapshot, its list of a run's checkpoints, where it would make `fit()` fail; the driver calls it.
 
-    Ray rewrites the file in place, so a killed controller can leave half of one. A list that names a directory that
-    is gone, or that another version of Ray wrote, fails too. The run loses nothing: it resumes by `newest`.
+    Ray rewrites the file in place, so a killed controller can leave half of one. `fit()` also fails on a list that
+    another version of Ray wrote, or that names a directory that is gone. The run loses nothing: it resumes by `newest`.
 
     Args:
-        folder: ``<storage_path>/<name>``, which need not exist.
+        folder: `<storage_path>/<name>`, which need not exist.
 
     Returns:
-        A sentence on what was done and why, or None where nothing was wrong.
+        A sentence that says what was done and why, or None where nothing was wrong.
     """
     snapshot = Path(folder) / _SNAPSHOT
     if not snapshot.exists():
@@ -117,8 +116,8 @@ def mend_snapshot(folder: str | Path) -> str | None:
 def _prune(info: CheckpointInfo, *, keep: int, listed: list[Path]) -> None:
     if len(listed) > keep:
         warnings.warn(
-            f"Ray keeps {len(listed)} checkpoints and keep={keep}, so more are left than asked for: give RunConfig "
-            f"checkpoint_config=CheckpointConfig(num_to_keep={keep}).",
+            f"Ray keeps {len(listed)} checkpoints and keep={keep}, so more are left than asked for: set "
+            f"RunConfig(checkpoint_config=CheckpointConfig(num_to_keep={keep})).",
             stacklevel=3,
         )
     prune(info, keep=keep, protect=listed)
@@ -130,7 +129,7 @@ def _newest(root: Path) -> CheckpointInfo | None:
 
 
 def _remembered() -> CheckpointInfo | None:
-    """The checkpoint Ray would resume from, if it is one."""
+    """The checkpoint that Ray would resume from, if it is a checkpoint."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
@@ -142,6 +141,7 @@ def _remembered() -> CheckpointInfo | None:
 
 
 def _fault(snapshot: Path) -> str | None:
+    """What is wrong with Ray's snapshot, or None."""
     try:
         state = json.loads(snapshot.read_text())
         names = [entry["checkpoint_dir_name"] for entry in state["checkpoint_results"]]
@@ -158,15 +158,15 @@ def _check_metrics(metrics: Mapping[str, Scalar]) -> None:
     for name, value in metrics.items():
         if type(value) not in (bool, int, float, str, type(None)):
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
-            raise ValueError(f"the metric {name} is a {kind}: give Ray a plain Python number, float(...) of it.")
+            raise ValueError(f"the metric {name} is a {kind}: give Ray a plain Python number, such as float(...).")
 
 
 def _path_for_ray(path: Path) -> str:
-    """`path` as Ray spells its run's folder: it compares names as text, so a symbolic link in one would not match."""
+    """`path` with the run's folder as Ray spells it: Ray compares paths as text, without resolving symbolic links."""
     folder = Path(ray.train.get_context().get_storage().experiment_fs_path)
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"the checkpoint {path} is not in the run's folder {folder}: give Checkpointer a root in "
-            "RunConfig's storage_path/name."
+            f"the checkpoint {path} is not in the run's folder {folder}: give Checkpointer a root inside "
+            "<storage_path>/<name> of RunConfig."
         )
     return str(folder / path.resolve().relative_to(folder.resolve()))

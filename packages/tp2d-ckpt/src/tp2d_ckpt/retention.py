@@ -1,29 +1,28 @@
-"""Which checkpoints stay: the last N, and nothing of saves that never finished.
+"""Deletes old checkpoints beyond the last N, and what unfinished saves left.
 
-A checkpoint is deleted by removing its mark first, so that a process killed in between leaves a leftover and not half
-a checkpoint.
+The mark of a checkpoint is removed first, so a process killed meanwhile leaves an unfinished save and no checkpoint
+with files missing.
 """
-
-from __future__ import annotations
 
 import shutil
 import warnings
 from collections.abc import Collection
 from pathlib import Path
 
-from tp2d_ckpt.commit import MARK, CheckpointInfo, list_checkpoints, save_directories, sync_directory
+from tp2d_ckpt.commit import MARK, CheckpointInfo, list_checkpoints, save_directories
+from tp2d_ckpt.files import sync_directory
 
 
 def prune(newest: CheckpointInfo, *, keep: int, protect: Collection[Path] = ()) -> list[Path]:
-    """Delete the checkpoints beside `newest` beyond the last `keep`, the oldest first.
+    """Delete the checkpoints in the folder of `newest` beyond the last `keep`, the oldest first.
 
-    One process calls it, after `newest` was committed. What cannot be deleted is left with a warning, unmarked, and
-    goes at a later commit: a run does not end because an old file is still open.
+    One process calls it, after `newest` was committed. A directory that cannot be deleted is left without its mark,
+    with a warning, and is deleted after a later commit: a run does not end because an old file is still open.
 
     Args:
-        newest: the checkpoint just committed; it stays.
+        newest: the checkpoint just committed; it is never deleted.
         keep: how many to leave, `newest` included.
-        protect: directories that stay whatever their age.
+        protect: directories that are never deleted, whatever their age.
 
     Returns:
         The directories that were deleted.
@@ -34,25 +33,25 @@ def prune(newest: CheckpointInfo, *, keep: int, protect: Collection[Path] = ()) 
 
 
 def sweep(newest: CheckpointInfo) -> list[Path]:
-    """Delete what killed saves left beside `newest`: directories without a mark that are older than it.
+    """Delete what killed saves left in the folder of `newest`: directories without a mark that are older than it.
 
-    One process calls it, after `newest` was committed. Older means last touched before the directory of `newest` was
-    made, by the file system's own clock; a save still going on elsewhere is younger.
+    One process calls it, after `newest` was committed. A directory is older if it was last changed before the first
+    file of `newest` was written, by the file system's clock. A save that another process is still writing is younger.
 
     Returns:
         The directories that were deleted.
     """
     unmarked = [p for p in save_directories(newest.path.parent) if not (p / MARK).exists()]
-    return [p for p in unmarked if p.stat().st_mtime_ns < _born(newest.path) and delete(p)]
+    return [p for p in unmarked if p.stat().st_mtime_ns < _first_written(newest.path) and delete(p)]
 
 
-def _born(path: Path) -> int:
+def _first_written(path: Path) -> int:
     """When the first file of a save was written, in ns."""
     return min(file.stat().st_mtime_ns for file in path.iterdir())
 
 
 def delete(path: Path) -> bool:
-    """Delete a save's directory, its mark first; whether that went well. Where it did not, a warning says why."""
+    """Delete the directory of a save, its mark first. False, with a warning, where that failed."""
     try:
         (path / MARK).unlink(missing_ok=True)
         sync_directory(path)

@@ -1,9 +1,7 @@
-"""The random state of one rank: Python's, NumPy's, torch's on the CPU and on the device.
+"""The random state of one rank: of Python, of NumPy, and of torch on the CPU and on the device.
 
-Lists, numbers, strings and tensors only, so that it is stored without pickled code.
+It consists of lists, numbers, strings and tensors, so a file of it needs no pickled code.
 """
-
-from __future__ import annotations
 
 import random
 from typing import Any
@@ -20,7 +18,7 @@ def capture_rng(device: torch.device) -> dict[str, Any]:
         device: the device whose generator is in use beside the CPU's.
 
     Returns:
-        What `restore_rng` takes and `Checkpointer.save` accepts as ``rank_state``: nested dicts and lists of numbers,
+        What `restore_rng` takes and `Checkpointer.save` accepts in `rank_state`: nested dicts and lists of numbers,
         strings and CPU tensors.
     """
     version, internal, gauss = random.getstate()
@@ -34,15 +32,15 @@ def capture_rng(device: torch.device) -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any], device: torch.device) -> None:
-    """Put all random generators where `capture_rng` found them.
+    """Set all random generators of this process to a state that `capture_rng` returned.
 
     Raises:
-        ValueError: the state was taken with another type of device, whose generator makes other numbers.
+        ValueError: the state was taken with another type of device, whose generator produces other numbers.
     """
     if state["device_type"] != device.type:
         raise ValueError(
             f"the random state was taken on {state['device_type']} and this run is on {device.type}, whose generator "
-            "makes other numbers: seed the generators anew."
+            "produces other numbers: seed the generators anew."
         )
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

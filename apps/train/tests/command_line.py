@@ -1,12 +1,17 @@
-"""Runs of the real command line on a small text, in a process of its own."""
+"""Runs of the command line on a small text, in this process or in one of their own."""
 
 import json
-import os
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from tp2d_train.commands.train import main
 
 SMALL = [
     *("--launcher", "local", "--tp-size", "1", "--num-workers", "1", "--dataset-name", "text.txt"),
@@ -22,41 +27,51 @@ def write_text(folder: Path, *, lines: int) -> None:
 
 def start(line: list[str], folder: Path) -> subprocess.Popen[str]:
     """Starts `python -m tp2d_train ...` in `folder`; both streams are pipes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tp2d_train", *line],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "tp2d_train", *line]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def run(line: list[str], folder: Path) -> tuple[int, str, str]:
-    """The exit code, stdout and stderr of a whole run."""
-    with start(line, folder) as process:
-        out, err = process.communicate()
-    return process.returncode, out, err
+def run_while(line: list[str], act: Callable[[Callable[[], bool]], None]) -> int:
+    """The exit code of a command line in this process, while `act` runs in a thread.
+
+    `act` is given a function that says whether the command still runs.
+    """
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        acting = pool.submit(act, lambda: not ended.is_set())
+        try:
+            code = main(line)
+        finally:
+            ended.set()
+        acting.result()
+    return code
 
 
-def wait_for_step(folder: Path, step: int, *, seconds: float = 300.0) -> None:
-    """Returns when the run in `folder` has logged `step`."""
+def wait_for_step(folder: Path, step: int, *, running: Callable[[], bool], seconds: float = 300.0) -> None:
+    """Returns when the run in `folder` has logged `step`; fails where it no longer runs."""
     end = time.monotonic() + seconds
     while not any(line["step"] >= step for line in losses(folder)):
+        assert running(), f"the run in {folder} ended before step {step}"
         assert time.monotonic() < end, f"{folder} did not reach step {step} within {seconds} s"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def losses(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's steps."""
+    """The lines of a run's steps; a line that is just being written is none yet."""
     file = folder / "metrics.jsonl"
-    text = file.read_text().splitlines() if file.exists() else []
-    return [line for line in map(json.loads, text) if "loss" in line]
+    whole = file.read_text().rpartition("\n")[0].splitlines() if file.exists() else []
+    return [line for line in map(json.loads, whole) if "loss" in line]
 
 
-def worker_processes(parent: int) -> list[int]:
-    """The process ids of a driver's local workers."""
-    children = Path(f"/proc/{parent}/task").glob("*/children")
-    ids = [int(word) for child in children for word in child.read_text().split()]
-    return [pid for pid in ids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+def processes_below(pid: int, *, command: bytes) -> list[int]:
+    """The ids of the processes below `pid` whose command line has `command`."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(word) for file in files for word in file.read_text().split()]
+    found = [child for child in children if command in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return found + [below for child in children for below in processes_below(child, command=command)]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]

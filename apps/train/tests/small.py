@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,20 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from tp2d_ckpt import Checkpointer
-from tp2d_data.sampler import Sampler, Sharding
-from tp2d_mesh import Layout, Mesh, NamedTensor, Piece, build_mesh
-from tp2d_train.checkpoints import Checkpoints
+from tp2d_data import IGNORED, Sharding
+from tp2d_data.sampling.mixture import Mixture
+from tp2d_data.sampling.sampler import Sampler
+from tp2d_mesh import Mesh, NamedTensor, Piece, StepStats
 from tp2d_train.config import TrainConfig
-from tp2d_train.engines import Batch
-from tp2d_train.loop import Loop
-from tp2d_train.meter import Clock, Hardware, Meter
-from tp2d_train.metrics import read_lines
-from tp2d_train.progress import EVENTS_FILE
-from tp2d_train.record import METRICS_FILE, Record
-from tp2d_train.state import RunState
-from tp2d_train.stop import StopVote, wish_to_stop
+from tp2d_train.contracts import Batch
+from tp2d_train.folder import RunFolder
+from tp2d_train.report.meter import Clock, Hardware, Meter
+from tp2d_train.report.metrics import read_lines
+from tp2d_train.report.record import Record
+from tp2d_train.training.checkpoints import Checkpoints
+from tp2d_train.training.loop import Loop
+from tp2d_train.training.state import RunState
+from tp2d_train.training.stop import StopVote, stop_requests
 
 VOCABULARY, LENGTH = 13, 6
 SETTINGS: dict[str, Any] = {
@@ -34,23 +35,6 @@ SETTINGS: dict[str, Any] = {
     "lr_scheduler": "constant",
     "warmup_steps": 0,
 }
-
-
-@contextmanager
-def one_rank() -> Iterator[Mesh]:
-    """A 1x1 mesh of this process."""
-    mesh = build_mesh(Layout(dp=1, tp=1), device=torch.device("cpu"))
-    try:
-        yield mesh
-    finally:
-        mesh.close()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stats:
-    loss: torch.Tensor
-    grad_norm: torch.Tensor
-    tokens: torch.Tensor
 
 
 class SmallEngine:
@@ -66,7 +50,11 @@ class SmallEngine:
         self.seen: list[list[list[int]]] = []  # the rows of every step's micro-batches
         self.after_step: Callable[[int], None] = lambda step: None
 
-    def train_step(self, micro_batches: Sequence[Batch]) -> Stats:
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def train_step(self, micro_batches: Sequence[Batch]) -> StepStats:
         self.model.train()
         self.optimizer.zero_grad()
         losses, counts = zip(*(self._sums(batch) for batch in micro_batches), strict=True)
@@ -79,7 +67,7 @@ class SmallEngine:
         self.steps.append({"loss": loss.item(), "tokens": tokens.item(), "lr": rate})
         self.seen.append([batch["input_ids"][:, 0].tolist() for batch in micro_batches])
         self.after_step(len(self.steps))
-        return Stats(loss=loss.detach(), grad_norm=norm, tokens=tokens)
+        return StepStats(loss=loss.detach(), grad_norm=norm, tokens=tokens)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +77,7 @@ class SmallEngine:
     def _sums(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         labels = batch["labels"][:, 1:].flatten()
         logits = self.model(batch["input_ids"])[:, :-1].flatten(0, 1)
-        return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"), (labels != -100).sum()
+        return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"), (labels != IGNORED).sum()
 
     def set_learning_rate(self, learning_rate: float) -> None:
         self.optimizer.param_groups[0]["lr"] = learning_rate
@@ -126,15 +114,16 @@ class Rows:
         self.ids = torch.randint(0, VOCABULARY, (count, LENGTH), generator=generator)
         self.ids[:, 0] = torch.arange(count) % VOCABULARY
         lengths = torch.randint(2, LENGTH + 1, (count, 1), generator=generator)
-        self.labels = self.ids.masked_fill(torch.arange(LENGTH) >= lengths, -100)
-        self.sampler = Sampler(num_rows=count, sharding=Sharding(batch_size_per_gpu=batch, dp_rank=0, dp_size=1))
+        self.labels = self.ids.masked_fill(torch.arange(LENGTH) >= lengths, IGNORED)
+        sharding = Sharding(batch_size_per_gpu=batch, dp_rank=0, dp_size=1)
+        self.sampler = Sampler(Mixture([range(count)], sharding=sharding))  # of its parts it asks the number of rows
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        for numbers in self.sampler:
-            rows = torch.from_numpy(numbers)
+        for picks in self.sampler:
+            rows = torch.from_numpy(picks.number)
             yield {"input_ids": self.ids[rows], "labels": self.labels[rows]}
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,7 +144,7 @@ class Stream(Rows):
 class Bench:
     """One start of a run in `folder`: what it computed and what it left."""
 
-    folder: Path
+    folder: RunFolder
     engine: SmallEngine
     run: RunState
     clock: Clock
@@ -163,18 +152,18 @@ class Bench:
     finished: bool = False
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in read_lines(self.folder / EVENTS_FILE)[0] if event["event"] == kind]
+        return [event for event in read_lines(self.folder.events)[0] if event["event"] == kind]
 
-    def lines(self, figure: str) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl` that have this figure."""
-        return [line for line in read_lines(self.folder / METRICS_FILE)[0] if figure in line]
+    def lines(self, metric: str) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl` that have this metric."""
+        return [line for line in read_lines(self.folder.metrics)[0] if metric in line]
 
     def steps_of(self, kind: str) -> list[int]:
         return [event["step"] for event in self.events(kind)]
 
 
 def start(
-    folder: Path,
+    path: Path,
     mesh: Mesh,
     *,
     engine: SmallEngine | None = None,
@@ -183,12 +172,13 @@ def start(
     stop_at: int | None = None,
     **settings: Any,
 ) -> Bench:
-    """Starts or resumes a run in `folder` as the worker does, and trains; a stop is asked for after step `stop_at`."""
-    folder.mkdir(exist_ok=True)
+    """Starts or resumes a run in `path` as the worker does, and trains; a stop is asked for after step `stop_at`."""
+    folder = RunFolder(path)
+    path.mkdir(exist_ok=True)
     config = TrainConfig(**SETTINGS | settings)
     engine, reports = engine or SmallEngine(), []
     loader = (Stream if config.streaming else Rows)(rows, batch=config.batch_size_per_gpu)
-    checkpointer = Checkpointer(folder / "checkpoints", mesh=mesh, keep=config.keep_checkpoints)
+    checkpointer = Checkpointer(folder.checkpoints, mesh=mesh, keep=config.keep_checkpoints)
     checkpoints = Checkpoints(
         checkpointer,
         newest=checkpointer.latest,
@@ -196,19 +186,18 @@ def start(
         engine=engine,
         loader=loader,
         settings=config.as_dict(),
-        report=lambda info, figures: reports.append(json.loads(json.dumps(figures))),
+        report=lambda info, metrics: reports.append(json.loads(json.dumps(metrics))),
     )
     run, seconds, _ = checkpoints.restore()
     clock = Clock(mesh.device)
     clock.carry_over(seconds)
     record = Record(folder, active=True)
     record.resume(step=run.step)
-    stop_file = folder / ".stop"
-    stop_file.unlink(missing_ok=True)
-    engine.after_step = lambda step: stop_file.touch() if step == stop_at else None
+    folder.stop.unlink(missing_ok=True)
+    engine.after_step = lambda step: folder.stop.touch() if step == stop_at else None
     bench = Bench(folder=folder, engine=engine, run=run, clock=clock, reports=reports)
-    with wish_to_stop(stop_file) as wish:
-        vote = StopVote(wish, timeout=timedelta(seconds=20))
+    with stop_requests(folder.stop) as requested:
+        vote = StopVote(requested, timeout=timedelta(seconds=20))
         loop = Loop(
             config,
             engine=engine,

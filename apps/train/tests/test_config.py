@@ -2,10 +2,17 @@
 
 import dataclasses
 import pickle
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
-from tp2d_train.config import TrainConfig, option_fields
+import tp2d_data
+import tp2d_mesh
+from tp2d_data.sampling.sharding import LastBatch
+from tp2d_mesh import devices
+from tp2d_train.config import SCHEDULES, TrainConfig, option_fields
+from tp2d_train.engines import ENGINES
+from tp2d_train.fields import choices_of
 
 # The keys of the two Ray Train templates, with their values.
 TUTORIAL = {
@@ -30,7 +37,7 @@ TUTORIAL = {
 
 def test_a_tutorials_dictionary_is_taken_as_it_is() -> None:
     config = TrainConfig(**TUTORIAL)
-    assert {name: getattr(config, name) for name in TUTORIAL} == TUTORIAL
+    assert {name: getattr(config, name) for name in TUTORIAL} == TUTORIAL | {"dataset_name": ("wikitext",)}
     assert (config.num_workers, config.global_batch_size) == (4, 2)
 
 
@@ -87,7 +94,11 @@ def test_the_accumulation_follows_from_the_global_batch() -> None:
         ({"dataset_percentage": 101}, r"dataset_percentage must be above 0 and at most 100, not 101"),
         ({"dataset_percentage": float("nan")}, r"dataset_percentage must be above 0 and at most 100, not nan"),
         ({"learning_rate": float("inf")}, r"learning_rate must be above 0, not inf"),
-        ({"learning_rate": "1e-5"}, r"learning_rate must be float or none, not '1e-5'"),
+        ({"learning_rate": "fast"}, r"learning_rate must be a number, not 'fast'"),
+        ({"tp_size": "two"}, r"tp_size must be a whole number, not 'two'"),
+        ({"compile": "yes"}, r"compile must be true or false, not 'yes'"),
+        ({"dataset_weights": "1,x"}, r"dataset_weights must be numbers such as 0.7,0.3, not '1,x'"),
+        ({"dataset_name": []}, r"dataset_name is empty"),
         ({"batch_size": 0}, r"batch_size_per_gpu must be at least 1, not 0"),
         ({"seq_length": -1}, r"seq_length must be at least 2, not -1"),
         ({"tp_size": 2.0}, r"tp_size must be int, not 2.0"),
@@ -111,3 +122,82 @@ def test_every_field_has_help_of_one_line() -> None:
     for field in option_fields():
         assert 10 < len(field.metadata["help"]) < 100, field.name
         assert "\n" not in field.metadata["help"]
+
+
+def test_the_names_in_the_options_are_those_of_the_packages() -> None:
+    """Where a package's table needs torch they stand in config.py as literals."""
+    assert {field.name: set(choices_of(field)) for field in option_fields() if choices_of(field)} == {
+        "precision": {"auto", *tp2d_mesh.PRECISIONS} - {"fp64"},  # fp64 is for checking parity
+        "device": set(devices.KINDS),
+        "optimizer": set(tp2d_mesh.OPTIMIZERS),
+        "engine": set(ENGINES),
+        "loss_on": set(get_args(tp2d_data.LossOn)),
+        "packing": set(get_args(tp2d_data.Mode)),
+        "last_batch": set(get_args(LastBatch)),
+        "lr_scheduler": set(SCHEDULES),
+        "resume": {"auto", "must", "never"},
+        "launcher": {"ray", "local"},
+    }
+
+
+def test_a_label_that_is_not_trained_on_is_the_same_in_the_data_and_in_the_loss() -> None:
+    assert tp2d_data.IGNORED == tp2d_mesh.IGNORED
+
+
+def test_the_defaults_of_the_data_are_those_of_the_package() -> None:
+    """For a named model; what differs is the holdout, of which the app makes an evaluation."""
+    named = TrainConfig(model_name="org/model", streaming=True, max_steps=1)
+    corpus = tp2d_data.Corpus(dataset_name="builtin:stdlib", holdout=0.01)
+    packing = tp2d_data.Packing(seq_length=512)
+    assert named.data == tp2d_data.DataSpec(corpora=(corpus,), packing=packing, stream=tp2d_data.Stream())
+    assert TrainConfig(model_name="org/model").data.stream is None
+    sharding = tp2d_data.Sharding(batch_size_per_gpu=1, dp_rank=0, dp_size=1)
+    assert (named.seed, named.last_batch) == (sharding.seed, sharding.last_batch)
+
+
+def test_every_option_of_the_data_reaches_its_value() -> None:
+    config = TrainConfig(
+        dataset_name="a,b",
+        dataset_weights="3,1",
+        dataset_config="c",
+        split="s",
+        dataset_percentage=7,
+        holdout_percentage=5,
+        loss_on="completion",
+        text_field="t",
+        prompt_field="p",
+        completion_field="q",
+        messages_field="m",
+        seq_length=33,
+        packing="concat",
+        respect_boundaries=False,
+        append_eos=False,
+        streaming=True,
+        block_tokens=99,
+        max_steps=1,
+    )
+    corpora = tuple(
+        tp2d_data.Corpus(dataset_name=name, dataset_config="c", split="s", dataset_percentage=7.0, holdout=0.05)
+        for name in ("a", "b")
+    )
+    assert config.data == tp2d_data.DataSpec(
+        corpora=corpora,
+        weights=(3.0, 1.0),
+        task=tp2d_data.Task(
+            loss_on="completion", text_field="t", prompt_field="p", completion_field="q", messages_field="m"
+        ),
+        packing=tp2d_data.Packing(mode="concat", seq_length=33, respect_boundaries=False, append_eos=False),
+        stream=tp2d_data.Stream(block_tokens=99),
+    )
+
+
+def test_the_layout_is_the_mesh() -> None:
+    assert TrainConfig(dp_size=3, tp_size=2).layout == tp2d_mesh.Layout(dp=3, tp=2)
+
+
+def test_several_datasets_are_text_a_list_or_paths() -> None:
+    """A list as YAML has it, text as a command line has it."""
+    names = [TrainConfig(dataset_name=given).dataset_name for given in ("a,b", "a, b", ["a", "b"], ("a", Path("b")))]
+    assert names == [("a", "b")] * 4
+    weights = [TrainConfig(dataset_weights=given).dataset_weights for given in ("3,1", [3, 1], (3.0, 1.0))]
+    assert weights == [(3.0, 1.0)] * 3

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tp2d_train.config import TrainConfig, option_fields
+from tp2d_train.fields import text_of
 from tp2d_train.options import build_parser, command_line, read_options
 
 
@@ -25,7 +26,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert read_options(["--config", str(file), "--tp-size", "1", "--batch-size-per-gpu", "3"]) == {
         "tp_size": 1,
         "batch_size_per_gpu": 3,
-        "learning_rate": 1e-4,  # text in YAML 1.1
+        "learning_rate": "1e-4",  # text in YAML 1.1, which `TrainConfig` reads
         "max_grad_norm": None,
         "runtime_env": {"pip": ["x"]},
     }
@@ -57,6 +58,7 @@ def test_slips_are_named(line: str, message: str) -> None:
     [
         ("tp_sise: 2", r"run.yaml: unknown option tp_sise; did you mean tp_size\?"),
         ("tp_size: two", r"tp_size must be a whole number, not 'two'"),
+        ("dataset_weights: [1, x]", r"dataset_weights must be float, not 'x'"),
         ("- tp_size", r"must hold lines like 'tp_size: 2', not list"),
         ("", r"must hold lines like"),
         ("a: [", r"is not YAML"),
@@ -66,11 +68,12 @@ def test_slips_in_a_file_are_named(tmp_path: Path, content: str, message: str) -
     file = tmp_path / "run.yaml"
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_options(["--config", str(file)])
+        TrainConfig(**read_options(["--config", str(file)]))
 
 
 def test_a_command_line_gives_its_settings_back() -> None:
-    settings = TrainConfig(name="a b", runtime_env={"pip": ["it's"]}, compile=True, max_grad_norm=None).as_dict()
+    given = {"name": "a b", "runtime_env": {"pip": ["it's"]}, "compile": True, "max_grad_norm": None}
+    settings = TrainConfig(**given, dataset_name=["a b", "c"], dataset_weights=[3, 1]).as_dict()
     assert read_options(shlex.split(command_line(settings))) == settings
 
 
@@ -85,9 +88,9 @@ def test_the_readme_tells_every_option_and_its_default() -> None:
     rows = dict(line.removeprefix("| `--").split("`", 1) for line in readme.splitlines() if line.startswith("| `--"))
     assert list(rows) == [name.replace("_", "-") for name in _names()]
     for field in option_fields():
-        row = rows[field.name.replace("_", "-")]
+        row, default = rows[field.name.replace("_", "-")], field.metadata["default"]
         assert field.metadata["help"] in row
-        assert field.metadata["default"] in (None, False) or f"`{field.metadata['default']}`" in row
+        assert default in (None, False) or f"`{text_of(default) if isinstance(default, tuple) else default}`" in row
 
 
 def _names() -> list[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tp2d_train.config import TrainConfig
 from tp2d_train.options import read_options
-from tp2d_train.runs import CHECKPOINTS_FOLDER, CONFIG_FILE, STOP_FILE, SUMMARY_FILE, Run, find_run, new_name
+from tp2d_train.runs import Run, find_run, new_name
 
 
 def config(storage: Path, **settings: Any) -> TrainConfig:
@@ -24,7 +25,7 @@ def started(storage: Path, **settings: Any) -> Run:
 
 
 def finish(run: Run, *, epoch: int, step: int) -> None:
-    (run.path / SUMMARY_FILE).write_text(json.dumps({"finished": True, "epoch": epoch, "step": step}))
+    run.folder.summary.write_text(json.dumps({"finished": True, "epoch": epoch, "step": step}))
 
 
 def test_a_run_without_a_name_gets_a_new_one_each_time(tmp_path: Path) -> None:
@@ -46,17 +47,30 @@ def test_the_same_name_resumes(tmp_path: Path) -> None:
     assert not again.finished
 
 
-def test_a_start_forgets_the_last_wish_to_stop(tmp_path: Path) -> None:
+def test_a_start_forgets_the_last_request_to_stop(tmp_path: Path) -> None:
     run = started(tmp_path, name="a")
-    (run.path / STOP_FILE).touch()
+    run.folder.stop.touch()
     run.start()
-    assert not (run.path / STOP_FILE).exists()
+    assert not run.folder.stop.exists()
 
 
 def test_the_saved_configuration_is_the_resolved_one(tmp_path: Path) -> None:
     run = started(tmp_path, name="a", num_workers=8)
-    assert TrainConfig(**read_options(["--config", str(run.path / CONFIG_FILE)])) == run.config
+    assert TrainConfig(**read_options(["--config", str(run.folder.config)])) == run.config
     assert run.config.dp_size == 4
+
+
+def test_a_configuration_of_the_version_before_counts_as_unchanged(tmp_path: Path) -> None:
+    """It wrote several datasets and their weights as text."""
+    settings: dict[str, Any] = {"name": "a", "dataset_name": "a.txt,b.txt", "dataset_weights": "0.7,0.3"}
+    run = started(tmp_path, **settings)
+    saved = yaml.safe_load(run.folder.config.read_text())
+    assert (saved["dataset_name"], saved["dataset_weights"]) == (["a.txt", "b.txt"], [0.7, 0.3])
+    run.folder.config.write_text(yaml.safe_dump(saved | settings))
+    again = find_run(config(tmp_path, **settings))
+    assert again.previous == again.config == run.config
+    with pytest.raises(ValueError, match=r"\(dataset_weights 0.7,0.3 -> 0.5,0.5\)"):
+        find_run(config(tmp_path, **settings | {"dataset_weights": (0.5, 0.5)}))
 
 
 def test_must_needs_something_to_resume(tmp_path: Path) -> None:
@@ -67,7 +81,7 @@ def test_must_needs_something_to_resume(tmp_path: Path) -> None:
     run = started(tmp_path, name="a")
     with pytest.raises(ValueError, match=r"nothing to resume: run 'a' in .* has not saved yet"):
         find_run(config(tmp_path, name="a", resume="must"))
-    (run.path / CHECKPOINTS_FOLDER).mkdir()
+    run.folder.checkpoints.mkdir()
     assert find_run(config(tmp_path, name="a", resume="must")).previous is not None
 
 
@@ -143,7 +157,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
     run = started(tmp_path, name="a")
-    (run.path / CONFIG_FILE).write_text("tp_size: [")
+    run.folder.config.write_text("tp_size: [")
     with pytest.raises(ValueError, match=r"run 'a' cannot be resumed, its configuration is damaged"):
         find_run(config(tmp_path, name="a"))
 

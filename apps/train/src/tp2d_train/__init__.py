@@ -7,14 +7,14 @@ from tp2d_train.config import TrainConfig
 from tp2d_train.outcome import Result
 
 if TYPE_CHECKING:
-    from tp2d_train.launch import train
-    from tp2d_train.worker import train_func
+    from tp2d_train.launch.launch import train
+    from tp2d_train.training.worker import train_func
 
 __version__ = version("tp2d-train")
 
 __all__ = ["Result", "TrainConfig", "__version__", "train", "train_func"]
 
-_LAZY = {"train": "tp2d_train.launch", "train_func": "tp2d_train.worker"}
+_LAZY = {"train": "tp2d_train.launch.launch", "train_func": "tp2d_train.training.worker"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 
-from tp2d_train.cli import main
+from tp2d_train.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

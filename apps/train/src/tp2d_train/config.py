@@ -1,40 +1,27 @@
 """What a run is: one frozen dataclass whose fields are the template's keys, the YAML keys and the command's options.
 
-A field is declared once, with its help, its default and its bounds; the command line (`options.py`), the rules of
-resuming (`runs.py`) and the documentation read the declaration. Defaults are the tutorials' (a pretrained model,
-fine-tuned), except that a `builtin:` model is trained from scratch in about a minute and takes the `builtin` ones.
+Defaults are the tutorials' (a pretrained model, fine-tuned). A `builtin:` model is trained from scratch in about a
+minute and takes the `builtin` ones. The values that the packages take are made here, once, from the fields: `layout`,
+`data` and `engine_spec`.
 """
 
 import dataclasses
 import difflib
-import math
+import pkgutil
 from collections.abc import Iterable
-from pathlib import Path
-from types import NoneType
-from typing import Any, Self, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
-ENGINES = ("fsdp2", "autotp")
+from tp2d_data import Corpus, DataSpec, LastBatch, LossOn, Mode, Packing, Stream, Task
+
+from tp2d_train.engines import ENGINES
+from tp2d_train.fields import checked, chosen, derived, option
+
+if TYPE_CHECKING:
+    from tp2d_mesh import EngineSpec, Layout
+
 DEFAULT_WORKERS = 4
-
-
-def option(default: Any, text: str, *, fixed: bool = False, **rules: Any) -> Any:
-    """A field of `TrainConfig`.
-
-    `text` is the one-line help. `fixed` says that a run cannot be resumed with another value. `rules`: `choices`
-    (names), `least`, `above`, `most` (numbers).
-    """
-    return dataclasses.field(default=default, metadata={"help": text, "fixed": fixed, "default": default, **rules})
-
-
-def derived(text: str, *, fixed: bool = False, **rules: Any) -> Any:
-    """A field that follows from others where it is None; an `int` once the configuration exists."""
-    return option(None, text, fixed=fixed, derived=True, **rules)
-
-
-def chosen(default: Any, text: str, *, builtin: Any, **rules: Any) -> Any:
-    """A fixed field whose default is `builtin` for a built-in model, and `default` for any other."""
-    metadata = {"help": text, "fixed": True, "default": default, "builtin": builtin, "derived": True, **rules}
-    return dataclasses.field(default=None, metadata=metadata)
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,19 +43,20 @@ class TrainConfig:
     trust_remote_code: bool = option(False, "run Python code that comes with the model or dataset")
     attn_implementation: str | None = option(None, "attention kernel: eager, sdpa, flash_attention_2, ...")
     # data
-    dataset_name: str = option(
-        "builtin:stdlib",
+    dataset_name: tuple[str, ...] = option(
+        ("builtin:stdlib",),
         "hub name, folder, file (txt, jsonl, json, parquet, arrow), builtin:stdlib; several: a,b",
         fixed=True,
     )
-    dataset_weights: str | None = option(None, "of several datasets: shares of an epoch, such as 0.7,0.3", fixed=True)
+    dataset_weights: tuple[float, ...] | None = option(
+        None, "of several datasets: shares of an epoch, such as 0.7,0.3", fixed=True
+    )
     dataset_config: str | None = option(None, "configuration of a hub dataset, e.g. wikitext-2-raw-v1", fixed=True)
     split: str = option("train", "split of the dataset to train on", fixed=True)
-    loss_on: str = option(
+    loss_on: LossOn = option(
         "all",
-        "what is learnt: all of a text, the completion of a prompt, what the assistant says in a chat",
+        "what the loss counts: all of a text, the completion of a prompt, what the assistant says in a chat",
         fixed=True,
-        choices=("all", "completion", "assistant"),
     )
     text_field: str = option("text", "field of a record that holds the text", fixed=True)
     prompt_field: str = option("prompt", "with loss_on completion: field of the prompt", fixed=True)
@@ -83,21 +71,17 @@ class TrainConfig:
         most=50,
     )
     seq_length: int = chosen(512, "tokens in a row", builtin=64, least=2)
-    packing: str = option(
+    packing: Mode = option(
         "best_fit",
         "how documents fill rows: best_fit (whole where they fit), concat (joined and cut), pad (one a row)",
         fixed=True,
-        choices=("best_fit", "concat", "pad"),
     )
     respect_boundaries: bool = option(True, "packed documents see only themselves", fixed=True)
     append_eos: bool | None = option(
         None, "end every document with the end-of-text token; none: if boundaries are not respected", fixed=True
     )
-    last_batch: str = option(
-        "drop",
-        "rows that do not fill a step: drop them, or pad with rows that count nothing",
-        fixed=True,
-        choices=("drop", "pad"),
+    last_batch: LastBatch = option(
+        "drop", "rows that do not fill a step: drop them, or pad with rows that count nothing", fixed=True
     )
     streaming: bool = option(
         False, "tokenise while training, for data larger than the disk; needs max_steps", fixed=True
@@ -106,7 +90,7 @@ class TrainConfig:
         1 << 24, "streaming: tokens that are tokenised and shuffled together", fixed=True, least=1
     )
     # mesh and engine
-    engine: str = option("fsdp2", "what runs the parallelism", fixed=True, choices=ENGINES)
+    engine: str = option("fsdp2", "what runs the parallelism", fixed=True, choices=tuple(ENGINES))
     tp_size: int = option(2, "ranks that share a layer (tensor parallel), inside a node", least=1)
     dp_size: int = derived("ranks that share the batch (data parallel); default: num_workers / tp_size", least=1)
     num_workers: int = derived("all ranks; default: dp_size x tp_size, 4 if neither is given", least=1)
@@ -123,9 +107,7 @@ class TrainConfig:
     learning_rate: float = chosen(1e-5, "peak learning rate", builtin=3e-3, above=0)
     weight_decay: float = option(0.01, "decoupled weight decay", fixed=True, least=0)
     max_grad_norm: float | None = option(1.0, "clip the global gradient norm to this; none: off", fixed=True, above=0)
-    lr_scheduler: str = chosen(
-        "constant", "shape after the warm-up", builtin="cosine", choices=("constant", "linear", "cosine")
-    )
+    lr_scheduler: str = chosen("constant", "shape after the warm-up", builtin="cosine", choices=SCHEDULES)
     warmup_steps: int = chosen(0, "steps of linear warm-up", builtin=20, least=0)
     precision: str = option(
         "auto",
@@ -151,12 +133,12 @@ class TrainConfig:
     eval_batches: int | None = option(8, "global batches of an evaluation; none: all", least=1)
     log_interval: int | None = option(10, "steps between log lines; none or 0: off")
     max_failures: int = option(0, "times the workers are started again after a failure", least=0)
-    runtime_env: dict | None = option(None, "Ray's runtime_env of the workers, as JSON")  # noqa: RUF009 (not shared)
+    runtime_env: dict | None = option(None, "Ray's runtime_env of the workers, as JSON")
     batch_size: dataclasses.InitVar[int | None] = None
 
-    def __new__(cls, **settings: Any) -> Self:
+    def __new__(cls, **named: object) -> Self:
         """Refuses unknown names before the generated `__init__` would, with the closest known one."""
-        check_names(settings)
+        check_names(named)
         return super().__new__(cls)
 
     def __post_init__(self, batch_size: int | None) -> None:
@@ -165,7 +147,7 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) is None and "builtin" in field.metadata:
                 self._set(field.name, field.metadata["builtin" if self.is_builtin else "default"])
-            self._set(field.name, _checked(field, getattr(self, field.name)))
+            self._set(field.name, checked(field, getattr(self, field.name)))
         self._derive_mesh()
         self._derive_batch()
         if self.streaming and self.max_steps is None:
@@ -176,22 +158,51 @@ class TrainConfig:
         """Whether the model is one of ours, which has no trained weights and so starts from the seed."""
         return str(self.model_name).startswith("builtin:")
 
-    @property
-    def dataset_names(self) -> list[str]:
-        """The datasets that `dataset_name` names; a comma in the path of one that exists parts nothing."""
-        if Path(self.dataset_name).expanduser().exists():
-            return [self.dataset_name]
-        return [name.strip() for name in self.dataset_name.split(",")]
+    @cached_property
+    def layout(self) -> "Layout":
+        """The mesh: dp x tp ranks."""
+        from tp2d_mesh import Layout  # late: it imports torch, and a wrong option is answered without
 
-    @property
-    def weights(self) -> list[float] | None:
-        """The numbers of `dataset_weights`, one for each dataset; None where it is not given."""
-        if self.dataset_weights is None:
-            return None
-        try:
-            return [float(number) for number in self.dataset_weights.split(",")]
-        except ValueError:
-            raise ValueError(f"dataset_weights must be numbers such as 0.7,0.3, not {self.dataset_weights!r}") from None
+        return Layout(dp=self.dp_size, tp=self.tp_size)
+
+    @cached_property
+    def data(self) -> DataSpec:
+        """What is trained on, as tp2d-data takes it."""
+        corpora = [
+            Corpus(
+                dataset_name=name,
+                dataset_config=self.dataset_config,
+                split=self.split,
+                dataset_percentage=self.dataset_percentage,
+                holdout=self.holdout_percentage / 100,
+            )
+            for name in self.dataset_name
+        ]
+        return DataSpec(
+            corpora=tuple(corpora),
+            weights=self.dataset_weights,
+            task=Task(
+                loss_on=self.loss_on,
+                text_field=self.text_field,
+                prompt_field=self.prompt_field,
+                completion_field=self.completion_field,
+                messages_field=self.messages_field,
+            ),
+            packing=Packing(
+                mode=self.packing,
+                seq_length=self.seq_length,
+                respect_boundaries=self.respect_boundaries,
+                append_eos=self.append_eos,
+            ),
+            stream=Stream(block_tokens=self.block_tokens) if self.streaming else None,
+        )
+
+    @cached_property
+    def engine_spec(self) -> "EngineSpec":
+        """What the engine takes: the options that have the names of its spec's fields."""
+        spec = pkgutil.resolve_name(ENGINES[self.engine].spec)
+        names = [field.name for field in dataclasses.fields(spec) if hasattr(self, field.name)]
+        return spec(**{name: getattr(self, name) for name in names})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name, what `TrainConfig(**...)`, YAML and Ray's `train_loop_config` take."""
@@ -233,13 +244,6 @@ def option_fields() -> tuple[dataclasses.Field, ...]:
     return dataclasses.fields(TrainConfig)
 
 
-def allowed_types(field: dataclasses.Field) -> tuple[type, ...]:
-    """The types a value of this field may have, e.g. `(int, NoneType)`; a derived field may be left None."""
-    declared: Any = field.type
-    types = get_args(declared) or (declared,)
-    return (*types, NoneType) if "derived" in field.metadata and NoneType not in types else types
-
-
 def check_names(names: Iterable[str]) -> None:
     """Raises `ValueError` for names that are no field of `TrainConfig`, naming the closest one."""
     known = [*(field.name for field in option_fields()), "batch_size"]
@@ -254,38 +258,3 @@ def _agreed(name: str, value: int | None, alias: int) -> int:
     if value not in (None, alias):
         raise ValueError(f"{name} is {value} and its other name batch_size is {alias}: give one of them")
     return alias
-
-
-def _checked(field: dataclasses.Field, value: Any) -> Any:
-    """The value in its declared type, or `ValueError` with the field's name, the value and the bounds."""
-    types = allowed_types(field)
-    if value is None and NoneType in types:
-        return None
-    if float in types and type(value) is int:
-        value = float(value)
-    if str in types and isinstance(value, Path):
-        value = str(value)
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        expected = " or ".join("none" if kind is NoneType else kind.__name__ for kind in types)
-        raise ValueError(f"{field.name} must be {expected}, not {value!r}")
-    if isinstance(value, str) and not value:
-        raise ValueError(f"{field.name} is empty: leave it out or give a value")
-    _check_choice(field, value)
-    _check_bounds(field, value)
-    return value
-
-
-def _check_choice(field: dataclasses.Field, value: Any) -> None:
-    choices = field.metadata.get("choices")
-    if choices and value not in choices:
-        raise ValueError(f"unknown {field.name} {value!r}: choose {', '.join(choices)}")
-
-
-def _check_bounds(field: dataclasses.Field, value: Any) -> None:
-    rules = {"at least": "least", "above": "above", "at most": "most"}
-    bounds = {word: field.metadata[rule] for word, rule in rules.items() if rule in field.metadata}
-    fits = {"at least": lambda b: value >= b, "above": lambda b: value > b, "at most": lambda b: value <= b}
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if not finite or not all(fits[word](bound) for word, bound in bounds.items()):
-        wanted = " and ".join(f"{word} {bound}" for word, bound in bounds.items()) or "finite"
-        raise ValueError(f"{field.name} must be {wanted}, not {value}")

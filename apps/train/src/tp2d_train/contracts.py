@@ -1,36 +1,20 @@
-"""What the loop needs of an engine, and the engines there are. The loop knows the Protocol and nothing else."""
+"""What the loop needs of an engine and of a data loader. It knows these two Protocols and nothing else of them."""
 
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from tp2d_mesh import NamedTensor
+from tp2d_mesh import NamedTensor, StepStats
 
 Batch = Mapping[str, torch.Tensor]
-
-# Named by module, so that a run imports its own engine only.
-ENGINES = {"fsdp2": ("tp2d_fsdp2", "FSDP2Engine"), "autotp": ("tp2d_autotp", "AutoTPEngine")}
-
-
-class StepStats(Protocol):
-    """What an optimizer step gives back: scalar tensors on the device, so that a step waits for nothing."""
-
-    @property
-    def loss(self) -> torch.Tensor:
-        """The mean over all unmasked tokens of the step's global batch."""
-
-    @property
-    def grad_norm(self) -> torch.Tensor:
-        """The global 2-norm of the gradient before clipping."""
-
-    @property
-    def tokens(self) -> torch.Tensor:
-        """The number of those tokens, counted once per dp rank."""
 
 
 class Engine(Protocol):
     """One model, sharded over a mesh, and its optimizer. Every method but `set_learning_rate` may be a collective."""
+
+    @property
+    def parameter_count(self) -> int:
+        """The parameters of the whole model, a tied one once."""
 
     def train_step(self, micro_batches: Sequence[Batch]) -> StepStats:
         """Makes one optimizer step on this dp rank's micro-batches."""
@@ -39,7 +23,7 @@ class Engine(Protocol):
         """The loss summed over the tokens of every dp rank's batch, and their number; no gradient."""
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Uses this rate from the next step on."""
+        """Uses this learning rate from the next step on."""
 
     def state(self) -> dict[str, NamedTensor]:
         """Weights and moments by full name, as live boxes of this rank."""
@@ -54,13 +38,27 @@ class Engine(Protocol):
         """Drops the model; the mesh stays open."""
 
 
-def create_engine(name: str, **options: Any) -> Engine:
-    """Builds the engine called `name` with its own keyword arguments; its package is imported here and not before.
+class Epochs(Protocol):
+    """What chooses the order of an epoch."""
 
-    Raises:
-        ValueError: an unknown name, or what the engine refuses.
-    """
-    if name not in ENGINES:
-        raise ValueError(f"unknown engine {name!r}: choose {', '.join(ENGINES)}")
-    module, factory = ENGINES[name]
-    return getattr(import_module(module), factory)(**options)
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch of the next iteration."""
+
+
+class Loader(Protocol):
+    """One dp rank's micro-batches of an epoch; iterating goes on at a loaded position."""
+
+    @property
+    def sampler(self) -> Epochs:
+        """Has `set_epoch`."""
+
+    def __len__(self) -> int:
+        """Micro-batches of a whole epoch; TypeError for a stream."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as JSON that is equal on all ranks."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next iteration begin at a saved position."""

@@ -1,12 +1,12 @@
 """The command line and the YAML file of a run, both made from the fields of `TrainConfig`.
 
-The YAML file gives defaults, the command line wins. Nothing here imports torch, so that a slip of the pen is answered
+The YAML file gives defaults, the command line wins. Nothing here imports torch, so that a mistyped option is answered
 at once.
 """
 
 import argparse
 import dataclasses
-import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from tp2d_train.config import allowed_types, check_names, option_fields
+from tp2d_train.config import check_names, option_fields
+from tp2d_train.fields import allowed_types, choices_of, item_type, parse_value, text_of
 
 USAGE = "python -m tp2d_train [--config RUN.yaml] [--OPTION VALUE ...]"
 
@@ -61,7 +62,7 @@ def read_options(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings of a YAML file by field name; a number written as text (`1e-5` in YAML 1.1) is read as a number."""
+    """The settings of a YAML file by field name. What YAML takes for text (`1e-5`) is read by `TrainConfig`."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -76,30 +77,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from None
     if "batch_size" in content:
         content["batch_size_per_gpu"] = content.pop("batch_size")
-    fields = {field.name: field for field in option_fields()}
-    return {name: _from_yaml(fields[name], value) for name, value in content.items()}
-
-
-def parse_value(field: dataclasses.Field, text: str) -> Any:
-    """The value of a field from its text; `none` is None where the field may be.
-
-    Raises:
-        ValueError: the text is no value of the field's type.
-    """
-    types = allowed_types(field)
-    if text.lower() == "none" and NoneType in types:
-        return None
-    kind = next(kind for kind in types if kind is not NoneType)
-    try:
-        return json.loads(text) if kind in (dict, bool) else kind(text)
-    except ValueError:
-        raise ValueError(f"{field.name} must be {_TYPE_NAMES[kind]}, not {text!r}") from None
+    return content
 
 
 def command_line(settings: dict[str, Any]) -> str:
     """The options that give these settings, e.g. `--tp-size 2 --no-compile`, quoted for a shell."""
-    import shlex
-
     switches = {field.name: allowed_types(field) == (bool,) for field in option_fields()}
     words = []
     for name, value in settings.items():
@@ -107,12 +89,8 @@ def command_line(settings: dict[str, Any]) -> str:
         if isinstance(value, bool) and switches[name]:
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            text = json.dumps(value) if isinstance(value, dict | bool) else "none" if value is None else str(value)
-            words.append(f"--{flag} {shlex.quote(text)}")
+            words.append(f"--{flag} {shlex.quote(text_of(value))}")
     return " ".join(words)
-
-
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", dict: "a JSON object", str: "text"}
 
 
 def _add_option(parser: Parser, field: dataclasses.Field) -> None:
@@ -123,9 +101,8 @@ def _add_option(parser: Parser, field: dataclasses.Field) -> None:
         return
     if field.name == "batch_size_per_gpu":
         flags.append("--batch-size")
-    metavar = "|".join(field.metadata.get("choices", ())) or next(
-        kind.__name__.upper() for kind in allowed_types(field) if kind is not NoneType
-    )
+    kind = item_type(field) or next(kind for kind in allowed_types(field) if kind is not NoneType)
+    metavar = "|".join(choices_of(field)) or kind.__name__.upper()
     parser.add_argument(*flags, dest=field.name, metavar=metavar, action=_Store, field=field, help=text)
 
 
@@ -133,7 +110,7 @@ def _default_text(field: dataclasses.Field) -> str:
     default, builtin = field.metadata["default"], field.metadata.get("builtin")
     if builtin not in (None, default):
         return f" (default: {default}; built-in models: {builtin})"
-    return "" if default is None or default is False else f" (default: {default})"
+    return "" if default is None or default is False else f" (default: {text_of(default)})"
 
 
 class _Store(argparse.Action):
@@ -147,7 +124,3 @@ class _Store(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         setattr(namespace, self.dest, parse_value(self.field, values))
-
-
-def _from_yaml(field: dataclasses.Field, value: Any) -> Any:
-    return parse_value(field, value) if isinstance(value, str) and str not in allowed_types(field) else value

@@ -1,7 +1,6 @@
 """A run's folder and name, and what it means to start one under a name that exists.
 
-`<storage_path>/<name>/` holds everything a run leaves. Its `config.yaml`, written before the first worker starts, makes
-it a run; a start that is refused leaves nothing behind.
+A start that is refused leaves nothing behind.
 """
 
 import dataclasses
@@ -20,14 +19,9 @@ from typing import Any
 import yaml
 
 from tp2d_train.config import TrainConfig, option_fields
+from tp2d_train.fields import text_of
+from tp2d_train.folder import RunFolder, replace_file
 from tp2d_train.options import command_line, read_yaml
-
-CONFIG_FILE = "config.yaml"
-SUMMARY_FILE = "summary.json"
-STOP_FILE = ".stop"
-LOCK_FILE = ".lock"
-FAILURE_FILE = "failure.log"
-CHECKPOINTS_FOLDER = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,19 +39,21 @@ class Run:
     finished: bool = False
 
     @property
+    def folder(self) -> RunFolder:
+        """Where the run's files are."""
+        return RunFolder(Path(self.config.storage_path) / str(self.config.name))
+
+    @property
     def path(self) -> Path:
         """The run's folder."""
-        return Path(self.config.storage_path) / str(self.config.name)
+        return self.folder.path
 
     def start(self) -> None:
-        """Writes the resolved configuration, replacing an older one in one move, and forgets an old wish to stop."""
+        """Writes the resolved configuration in place of an older one, and removes an old request to stop."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / STOP_FILE).unlink(missing_ok=True)
-        target = self.path / CONFIG_FILE
+        self.folder.stop.unlink(missing_ok=True)
         text = yaml.safe_dump(self.config.as_dict(), sort_keys=False, allow_unicode=True)
-        temporary = target.with_suffix(".tmp")
-        temporary.write_text(f"# resume: {self.resume_command()}\n{text}", encoding="utf-8")
-        temporary.replace(target)
+        replace_file(self.folder.config, f"# resume: {self.resume_command()}\n{text}".encode())
 
     def resume_command(self) -> str:
         """The command that starts this run again, from the folder it was started in."""
@@ -70,7 +66,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """The contents of `summary.json`, empty where there is none yet."""
-        return _read_summary(self.path)
+        return _read_summary(self.folder)
 
     def start_message(self) -> str:
         """What the driver says before the workers start: where the run is, and how it is resumed."""
@@ -94,7 +90,7 @@ class Run:
             ValueError: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK_FILE).open("w") as file:
+        with self.folder.lock.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -117,18 +113,18 @@ def find_run(config: TrainConfig) -> Run:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise ValueError(f"name {name!r} must be letters, digits, '.', '_' and '-': it names a folder")
     config = dataclasses.replace(config, storage_path=str(storage))
-    path = storage / name
-    previous = _previous(path)
+    folder = RunFolder(storage / name)
+    previous = _previous(folder)
     if previous is None:
         if config.resume == "must":
             raise ValueError(f"nothing to resume: {storage} has no run {name!r} (--resume must)")
         return Run(config=config)
-    if config.resume == "must" and not (path / CHECKPOINTS_FOLDER).is_dir():
+    if config.resume == "must" and not folder.checkpoints.is_dir():
         raise ValueError(f"nothing to resume: run {name!r} in {storage} has not saved yet (--resume must)")
     if config.resume == "never":
         raise ValueError(f"run {name!r} exists in {storage} (--resume never): choose another --name")
     check_unchanged(previous, config)
-    return Run(config=config, previous=previous, finished=_finished(path, config))
+    return Run(config=config, previous=previous, finished=_finished(folder, config))
 
 
 def check_storage(storage_path: str) -> Path:
@@ -159,7 +155,7 @@ def check_unchanged(old: TrainConfig, new: TrainConfig) -> None:
     names = [field.name for field in option_fields() if field.metadata["fixed"]]
     changed = [name for name in names if getattr(old, name) != getattr(new, name)]
     if changed:
-        pairs = ", ".join(f"{name} {getattr(old, name)} -> {getattr(new, name)}" for name in changed)
+        pairs = ", ".join(f"{name} {text_of(getattr(old, name))} -> {text_of(getattr(new, name))}" for name in changed)
         raise ValueError(
             f"run {new.name!r} cannot be resumed with other settings ({pairs}): "
             "set them back, or choose another --name for a new run"
@@ -173,9 +169,8 @@ def new_name(config: TrainConfig) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-{mesh}-{secrets.token_hex(2)}"
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    file = path / SUMMARY_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+def _read_summary(folder: RunFolder) -> dict[str, Any]:
+    return json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.exists() else {}
 
 
 def _entry_point(engine: str) -> str:
@@ -184,20 +179,21 @@ def _entry_point(engine: str) -> str:
     return f"hatch run apps/train:{engine}" if hatch else f"python -m tp2d_train --engine {engine}"
 
 
-def _previous(path: Path) -> TrainConfig | None:
-    file = path / CONFIG_FILE
-    if file.exists():
+def _previous(folder: RunFolder) -> TrainConfig | None:
+    """The configuration of the last start of the run in `folder`, None where there is no run."""
+    path = folder.path
+    if folder.config.exists():
         try:
-            return TrainConfig(**read_yaml(file))
+            return TrainConfig(**read_yaml(folder.config))
         except ValueError as error:
             raise ValueError(f"run {path.name!r} cannot be resumed, its configuration is damaged: {error}") from None
-    if path.is_dir() and any(child.name != LOCK_FILE for child in path.iterdir()):
+    if path.is_dir() and any(child != folder.lock for child in path.iterdir()):
         raise ValueError(f"{path} exists and is not a run of this program: choose another --name")
     return None
 
 
-def _finished(path: Path, config: TrainConfig) -> bool:
+def _finished(folder: RunFolder, config: TrainConfig) -> bool:
     """Whether the run has ended at or beyond the length that `config` asks for."""
-    summary = _read_summary(path)
+    summary = _read_summary(folder)
     steps_done = config.max_steps is not None and summary.get("step", 0) >= config.max_steps
     return bool(summary.get("finished")) and (steps_done or summary["epoch"] >= config.num_epochs)

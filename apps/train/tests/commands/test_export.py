@@ -9,11 +9,12 @@ import torch
 import yaml
 from tp2d_ckpt import Checkpointer
 from tp2d_mesh import Mesh
-from tp2d_mesh.parity import TINY, micro_batches, random_batches, tiny_model
 from tp2d_mesh.testing import run_on_mesh
+from tp2d_mesh.testing.parity import TINY, micro_batches, random_batches, tiny_model
+from tp2d_train.commands.export import main
 from tp2d_train.config import TrainConfig
-from tp2d_train.engines import create_engine
-from tp2d_train.export import main
+from tp2d_train.setup import engine as setup_engine
+from tp2d_train.setup import model as setup_model
 from transformers import AutoModelForCausalLM
 
 from apps.train.tests.folders import save_llama
@@ -21,15 +22,17 @@ from apps.train.tests.folders import save_llama
 BATCHES = random_batches(steps=2, rows=4, seq_length=12, vocab_size=TINY["vocab_size"])
 
 
-def train_and_save(mesh: Mesh, engine_name: str, config: Any, folder: Path, root: Path) -> torch.Tensor:
+def train_and_save(mesh: Mesh, settings: TrainConfig, root: Path) -> torch.Tensor:
     """Two steps, a checkpoint, and this rank's part of the trained model's logits."""
-    engine: Any = create_engine(engine_name, config=config, weights=folder, mesh=mesh, learning_rate=1e-2)
+    engine: Any = setup_engine.build(settings, setup_model.build(settings), mesh=mesh)
     for batch in BATCHES:
         engine.train_step(micro_batches(batch, layout=mesh.layout, rank=mesh.rank, accumulation=1))
     Checkpointer(root, mesh=mesh).save(step=2, tensors=engine.state(), state={}, rank_state={})
     engine.evaluate(BATCHES[0])
     with torch.no_grad():
-        return engine.model(input_ids=BATCHES[0]["input_ids"], use_cache=False).logits
+        logits = engine.model(input_ids=BATCHES[0]["input_ids"], use_cache=False).logits
+    engine.close()
+    return logits
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "autotp"])
@@ -38,12 +41,13 @@ def test_the_exported_folder_gives_the_training_models_logits(engine: str, famil
     """Shows one rank's shard exported for the whole weight, and a tie that is lost or doubled."""
     model, run = tmp_path / "model", tmp_path / "runs" / "a"
     tokenizer = save_llama(tmp_path / "tokenizer")
-    config = tiny_model(family, dtype=torch.float32).config
     tiny_model(family, dtype=torch.float32).save_pretrained(model)
     run.mkdir(parents=True)
-    settings = TrainConfig(model_name=str(model), tokenizer_name=str(tokenizer), seq_length=12, engine=engine)
+    settings = TrainConfig(
+        model_name=str(model), tokenizer_name=str(tokenizer), seq_length=12, engine=engine, learning_rate=1e-2
+    )
     (run / "config.yaml").write_text(yaml.safe_dump(settings.as_dict()))
-    parts = run_on_mesh(train_and_save, engine, config, model, run / "checkpoints", dp=2, tp=2)
+    parts = run_on_mesh(train_and_save, settings, run / "checkpoints", dp=2, tp=2)
 
     assert main(["--name", "a", "--storage-path", str(tmp_path / "runs")]) == 0
     exported = AutoModelForCausalLM.from_pretrained(run / "export-00000002", dtype=torch.float32)
@@ -62,6 +66,8 @@ def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     run.mkdir()
     (run / "config.yaml").write_text(yaml.safe_dump(TrainConfig().as_dict()))
     assert main(["--name", "a", "--storage-path", str(tmp_path)]) == 2
-    first, second = capsys.readouterr().err.splitlines()
+    assert main(["--name", "a", "--storage-path", str(tmp_path), "--dtype", "int3"]) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
     assert first == f"error: {tmp_path / 'none'} is no run: it has no config.yaml"
     assert second == f"error: run {run} has no checkpoint to export"
+    assert third == "error: unknown --dtype 'int3': choose fp64, fp32, bf16, bf16-pure, fp16"

@@ -1,14 +1,14 @@
 """Runs that torchrun or Slurm has started."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tp2d_train.launch_joined import find_world, first_node
+from tp2d_train.commands.train import main
+from tp2d_train.launch.joined import find_world, first_node
 
-from apps.train.tests.commands import SMALL, losses, write_text
+from apps.train.tests.command_line import SMALL, free_port, losses, start, write_text
 
 SLURM = {
     "SLURM_PROCID": "3",
@@ -50,18 +50,6 @@ def test_torchruns_world_wins_and_none_is_none() -> None:
     assert find_world({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}) is None, "a batch script's own shell is no rank"
 
 
-def torchrun(line: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [*command, "-m", "tp2d_train", *line],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
 def without_workers(line: list[str]) -> list[str]:
     at = line.index("--num-workers")
     return line[:at] + line[at + 2 :]
@@ -70,7 +58,9 @@ def without_workers(line: list[str]) -> list[str]:
 def test_under_torchrun_it_joins(tmp_path: Path) -> None:
     """The number of ranks follows from torchrun, all ranks take rank 0's new name, and it alone talks."""
     write_text(tmp_path, lines=8)
-    done = torchrun(without_workers(SMALL), tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    line = [*command, "tp2d_train", *without_workers(SMALL)]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("resume with: ") == 1
     (folder,) = (tmp_path / "runs").iterdir()
@@ -78,13 +68,28 @@ def test_under_torchrun_it_joins(tmp_path: Path) -> None:
     assert "2x1 (dp x tp)" in (folder / "summary.json").read_text()
 
 
-def test_under_torchrun_a_mistake_is_said_once(tmp_path: Path) -> None:
-    done = torchrun([*without_workers(SMALL), "--dataset-name", "./none"], tmp_path)
-    assert done.returncode != 0
-    assert done.stderr.count("error: dataset ./none does not exist") == 1
+def test_a_mistake_is_said_once_and_every_rank_leaves_with_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks as torchrun starts them."""
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    ranks = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        ranks.append(start([*without_workers(SMALL), "--dataset-name", "./none"], tmp_path))
+    streams = [rank.communicate(timeout=240) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert streams[0][1].startswith("error: dataset ./none does not exist") and streams[0][1].count("\n") == 1
+    assert streams[1] == ("", "")
 
 
-def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
-    done = torchrun([*SMALL], tmp_path)
-    assert done.returncode != 0
-    assert "2 ranks were started, and tp_size 1 x dp_size 1 = 1" in done.stderr
+def test_another_number_of_ranks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is joined: the other rank does not exist here."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(SMALL) == 2
+    assert "2 ranks were started, and tp_size 1 x dp_size 1 = 1" in capsys.readouterr().err

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tp2d_train.meter import Clock, Hardware, Meter, flops_per_token
-from transformers import LlamaConfig, MixtralConfig, Qwen3Config
+from tp2d_train.report.meter import Clock, Hardware, Meter
 
 CPU = torch.device("cpu")
 
@@ -24,7 +23,7 @@ class Watch:
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Watch:
     watch = Watch()
-    monkeypatch.setattr("tp2d_train.meter.time", watch)
+    monkeypatch.setattr("tp2d_train.report.meter.time", watch)
     return watch
 
 
@@ -67,18 +66,3 @@ def test_mfu_is_there_where_the_peak_is_known(time: Watch) -> None:
     meter = Meter(clock, Hardware(device=CPU, flops_per_token=6.0, peak_flops=12000.0), step=0, tokens=0)
     time.sleep(1.0)
     assert meter.read(step=1, tokens=100)["mfu"] == pytest.approx(100 * 6 / 12000)
-
-
-def test_flops_of_a_token() -> None:
-    """6 per parameter that multiplies, and 12 x layers x width x length for attention."""
-    sizes = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
-    untied = LlamaConfig(**sizes, tie_word_embeddings=False)
-    assert flops_per_token(untied, parameters=5000, seq_length=32) == 6 * (5000 - 1600) + 12 * 3 * 16 * 32
-    tied = LlamaConfig(**sizes, tie_word_embeddings=True)
-    assert flops_per_token(tied, parameters=5000, seq_length=32) == 6 * 5000 + 12 * 3 * 16 * 32
-    wide = Qwen3Config(**sizes, head_dim=8, tie_word_embeddings=True)  # heads wider than the hidden size
-    assert flops_per_token(wide, parameters=5000, seq_length=32) == 6 * 5000 + 12 * 3 * 32 * 32
-
-
-def test_flops_of_a_mixture_of_experts_are_not_guessed() -> None:
-    assert flops_per_token(MixtralConfig(), parameters=5000, seq_length=32) is None

@@ -1,11 +1,11 @@
-"""The files of figures survive a kill at any byte."""
+"""The files of metrics survive a kill at any byte."""
 
 import json
 import math
 from pathlib import Path
 
 import pytest
-from tp2d_train.metrics import append_line, column, cut_back, read_lines, write_json
+from tp2d_train.report.metrics import append_line, column, cut_back, read_lines, write_json
 
 
 def test_lines_come_back_as_written(tmp_path: Path) -> None:
@@ -69,6 +69,6 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_a_column_skips_lines_without_the_figure() -> None:
+def test_a_column_skips_lines_without_the_metric() -> None:
     lines = [{"step": 1, "loss": 3.0}, {"step": 1, "eval_loss": 4.0}, {"step": 2, "loss": None}]
     assert column(lines, "loss") == ([1], [3.0])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from tp2d_train.plot import HELD_OUT, TRAIN, plot_loss, smooth
+from tp2d_train.report.plot import HELD_OUT, TRAIN, plot_loss, smooth
 
 
 def has_color(path: Path, color: str) -> bool:

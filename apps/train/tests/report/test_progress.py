@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tp2d_train.metrics import read_lines
-from tp2d_train.progress import EVENTS_FILE, POLL_SECONDS, EventLog, LiveView, describe
+from tp2d_train.folder import RunFolder
+from tp2d_train.report.metrics import read_lines
+from tp2d_train.report.progress import POLL_SECONDS, EventLog, LiveView, describe
 
 AT = {"step": 40, "epoch": 0, "total_steps": 400}
 STEP = {"event": "step", **AT, "loss": 5.1234, "grad_norm": 1.0234, "lr": 3e-3, "eta_seconds": 35.2}
@@ -30,7 +31,7 @@ class Terminal(io.StringIO):
         ),
         ({"event": "epoch", **AT, "num_epochs": 3, "loss": 5.5}, "epoch 1/3 ended, mean loss 5.500"),
         ({"event": "resumed", **AT, "checkpoint": "step-00000040-ab"}, "resumed from step-00000040-ab"),
-        ({"event": "horizon", **AT, "before": 200}, "the schedule now ends at step 400, it ended at 200"),
+        ({"event": "prolonged", **AT, "before": 200}, "the schedule now ends at step 400, it ended at 200"),
         ({"event": "warning", **AT, "message": "no step"}, "warning: no step"),
         ({"event": "stopped", **AT}, "stopped as asked; the next start with this name resumes here"),
         ({"event": "finished", **AT, "seconds": 61.0, "tokens": 7379}, "finished in 1:01, 7,379 tokens"),
@@ -56,17 +57,18 @@ def test_a_failure_is_one_line_with_rank_and_cause(tmp_path: Path) -> None:
     try:
         raise ValueError("kv heads 3\nare not divisible by tp 2")
     except ValueError as error:
-        EventLog(tmp_path).write_failure(error, rank=2)
-    (event,), _ = read_lines(tmp_path / EVENTS_FILE)
+        EventLog(RunFolder(tmp_path)).write_failure(error, rank=2)
+    (event,), _ = read_lines(RunFolder(tmp_path).events)
     line = describe(event)
     assert line == f"rank 2 on {event['host']} failed: ValueError: kv heads 3 are not divisible by tp 2"
     assert "test_a_failure_is_one_line" in event["traceback"]
 
 
 def test_a_view_follows_from_its_start_to_its_end(tmp_path: Path) -> None:
-    log, stream = EventLog(tmp_path), io.StringIO()
+    folder = RunFolder(tmp_path)
+    log, stream = EventLog(folder), io.StringIO()
     log.write("finished", **AT, seconds=1.0, tokens=1)  # of an earlier start
-    with LiveView(tmp_path, stream=stream) as view:
+    with LiveView(folder, stream=stream) as view:
         assert view.outcome is None
         log.write("saved", **AT, checkpoint="a", seconds=1.0)
         time.sleep(2 * POLL_SECONDS)
@@ -78,15 +80,17 @@ def test_a_view_follows_from_its_start_to_its_end(tmp_path: Path) -> None:
 
 def test_a_view_waits_for_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
     stream = io.StringIO()
-    with LiveView(tmp_path / "run", stream=stream) as view:
-        (tmp_path / "run").mkdir()
-        EventLog(tmp_path / "run").write("stopped", **AT)
+    folder = RunFolder(tmp_path / "run")
+    with LiveView(folder, stream=stream) as view:
+        folder.path.mkdir()
+        EventLog(folder).write("stopped", **AT)
     assert view.outcome is not None and view.outcome["event"] == "stopped"
 
 
 def test_the_first_failure_is_the_outcome_and_is_left_to_the_launcher_to_tell(tmp_path: Path) -> None:
-    log, stream = EventLog(tmp_path), io.StringIO()
-    with LiveView(tmp_path, stream=stream) as view:
+    folder = RunFolder(tmp_path)
+    log, stream = EventLog(folder), io.StringIO()
+    with LiveView(folder, stream=stream) as view:
         log.write_failure(ValueError("the cause"), rank=1)
         log.write_failure(RuntimeError("connection closed by peer"), rank=0)
     assert view.outcome is not None and (view.outcome["rank"], view.outcome["message"]) == (1, "the cause")
@@ -94,8 +98,9 @@ def test_the_first_failure_is_the_outcome_and_is_left_to_the_launcher_to_tell(tm
 
 
 def test_a_failure_that_was_survived_is_shown(tmp_path: Path) -> None:
-    log, stream = EventLog(tmp_path), io.StringIO()
-    with LiveView(tmp_path, stream=stream) as view:
+    folder = RunFolder(tmp_path)
+    log, stream = EventLog(folder), io.StringIO()
+    with LiveView(folder, stream=stream) as view:
         log.write_failure(RuntimeError("out of memory"), rank=3)
         log.write("started", **AT, **STARTED, places="dp 0: rank 0 on a")
         log.write("finished", **AT, seconds=1.0, tokens=1)
@@ -104,8 +109,9 @@ def test_a_failure_that_was_survived_is_shown(tmp_path: Path) -> None:
 
 
 def test_on_a_terminal_there_is_a_bar_and_other_events_scroll(tmp_path: Path) -> None:
-    log, stream = EventLog(tmp_path), Terminal()
-    with LiveView(tmp_path, stream=stream):
+    folder = RunFolder(tmp_path)
+    log, stream = EventLog(folder), Terminal()
+    with LiveView(folder, stream=stream):
         log.write("saved", **AT, checkpoint="[a]", seconds=1.0)
         log.write(**{**STEP, "tokens_per_second": 12345.6})
     shown = stream.getvalue()

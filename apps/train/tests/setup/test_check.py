@@ -1,41 +1,36 @@
 """What the driver refuses before a worker starts."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tp2d_train.checks as checks
 from tp2d_train.config import TrainConfig
+from tp2d_train.setup.check import check
 
 from apps.train.tests.folders import save_config, save_llama
 
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_llama(tmp_path_factory.mktemp("models") / "llama")
+FROM_SCRATCH = {"from_scratch": True, "tokenizer_name": "builtin:tiny"}
 
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 def refused(message: str, **settings: Any) -> None:
     with pytest.raises(ValueError, match=message):
-        checks.check(TrainConfig(**settings))
+        check(TrainConfig(**settings))
     assert not any(Path("runs").iterdir()), "a refused start leaves nothing behind"
 
 
 def test_the_built_in_job_passes() -> None:
-    assert checks.check(TrainConfig()).previous is None
+    assert check(TrainConfig()).previous is None
 
 
 def test_a_saved_model_and_a_text_file_pass(llama: Path) -> None:
     Path("text.txt").write_text("one line\nand another\n")
-    run = checks.check(TrainConfig(model_name=str(llama), dataset_name="text.txt", seq_length=32))
-    assert run.config.dataset_name == str(Path("text.txt").absolute()), "workers run in another folder"
+    run = check(TrainConfig(model_name=str(llama), dataset_name="text.txt", seq_length=32))
+    assert run.config.dataset_name == (str(Path("text.txt").absolute()),), "workers run in another folder"
 
 
 def test_rows_longer_than_the_models_positions(llama: Path) -> None:
@@ -48,12 +43,12 @@ def test_heads_that_do_not_divide(llama: Path) -> None:
 
 def test_a_model_without_attention_heads(tmp_path: Path) -> None:
     folder = save_config(tmp_path / "mamba", model_type="mamba", hidden_size=32, num_hidden_layers=1)
-    refused(r"'mamba' has no num_attention_heads.* use tp_size=1", model_name=str(folder), from_scratch=True)
+    refused(r"'mamba' has no num_attention_heads.* use tp_size=1", model_name=str(folder), **FROM_SCRATCH)
 
 
 def test_a_model_that_is_no_causal_language_model(tmp_path: Path) -> None:
     folder = save_config(tmp_path / "clip", model_type="clip")
-    settings = {"model_name": str(folder), "from_scratch": True, "seq_length": 32}
+    settings = {"model_name": str(folder), "seq_length": 32, **FROM_SCRATCH}
     refused(
         r"model .*clip cannot be built as a causal language model: Unrecognized [^\n]*AutoModelForCausalLM.$",
         **settings,
@@ -90,26 +85,5 @@ def test_a_precision_that_the_cpu_does_not_have() -> None:
     refused(r"precision='fp16' needs a GPU", precision="fp16", device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("asked", "gpus", "device"),
-    [("auto", 4, "cuda"), ("auto", 5, "cuda"), ("auto", 3, "cpu"), ("cuda", 4, "cuda"), ("cpu", 4, "cpu")],
-)
-def test_workers_compute_on_gpus_where_all_of_them_can(asked: str, gpus: int, device: str) -> None:
-    assert checks.choose_device(TrainConfig(num_workers=4, device=asked), gpus=gpus) == device
-
-
-def test_gpus_that_are_asked_for_must_be_there() -> None:
-    with pytest.raises(ValueError, match=r"a GPU for each of the 4 workers, there are 3"):
-        checks.choose_device(TrainConfig(device="cuda"), gpus=3)
-
-
-def test_a_cluster_whose_nodes_would_split_a_tensor_parallel_group() -> None:
-    """Two nodes with three places each hold four workers, but only one whole group of three or two of two."""
-    config = TrainConfig(num_workers=4, tp_size=2)
-    checks.check_room(config, slots={"a": 3, "b": 3})
-    with pytest.raises(ValueError, match=r"a: 3, b: 1"):
-        checks.check_room(config, slots={"a": 3, "b": 1})
-    across = dataclasses.replace(config, allow_cross_node_tp=True)
-    checks.check_room(across, slots={"a": 3, "b": 1})
-    with pytest.raises(ValueError, match=r"the cluster holds 3 workers, num_workers is 4"):
-        checks.check_room(across, slots={"a": 3})
+def test_the_options_of_an_engine_are_refused_before_a_model_is_looked_for() -> None:
+    refused(r"zero_stage=3", engine="autotp", zero_stage=3, model_name="./none")

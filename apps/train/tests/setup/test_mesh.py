@@ -1,19 +1,24 @@
-"""What a rank refuses before it builds a model; the building itself is tested with the worker."""
+"""Clusters that cannot hold the mesh, and tensor-parallel groups on two nodes."""
+
+import dataclasses
 
 import pytest
 from tp2d_mesh import Mesh
 from tp2d_mesh.testing import run_on_mesh
-from tp2d_train.parts import check_vocabulary, gather_places
-from transformers import LlamaConfig
+from tp2d_train.config import TrainConfig
+from tp2d_train.setup.mesh import check, gather_places
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused() -> None:
-    """Without the check an embedding look-up fails in the middle of a step, on a GPU with an unreadable error."""
-    with pytest.raises(
-        ValueError, match=r"the tokenizer has 101 tokens and the model's vocab_size is 100: set tokenizer"
-    ):
-        check_vocabulary(101, LlamaConfig(vocab_size=100))
-    check_vocabulary(100, LlamaConfig(vocab_size=100))
+def test_a_cluster_whose_nodes_would_split_a_tensor_parallel_group() -> None:
+    """Two nodes with three places each hold four workers, but only one whole group of three or two of two."""
+    config = TrainConfig(num_workers=4, tp_size=2)
+    check(config, slots={"a": 3, "b": 3})
+    with pytest.raises(ValueError, match=r"a: 3, b: 1"):
+        check(config, slots={"a": 3, "b": 1})
+    across = dataclasses.replace(config, allow_cross_node_tp=True)
+    check(across, slots={"a": 3, "b": 1})
+    with pytest.raises(ValueError, match=r"the cluster holds 3 workers, num_workers is 4"):
+        check(across, slots={"a": 3})
 
 
 def places(mesh: Mesh, nodes: list[str], *, allow: bool) -> str:

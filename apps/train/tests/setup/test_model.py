@@ -1,19 +1,37 @@
 """Models by name."""
 
+import contextlib
 import json
-import time
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tp2d_data import load_tokenizer
-from tp2d_train.models import BUILTIN_SIZES, builtin_config, check_weights, resolve_model
+from tp2d_train.config import TrainConfig
+from tp2d_train.setup.model import (
+    BUILTIN_SIZES,
+    ResolvedModel,
+    build,
+    builtin_config,
+    check,
+    check_weights,
+    resolve_model,
+)
 
-from apps.train.tests.folders import save_config, save_llama
+from apps.train.tests.folders import save_config
+
+
+def resolve(name: str | Path, *, need_weights: bool = True, **settings: Any) -> ResolvedModel:
+    return resolve_model(TrainConfig(model_name=str(name), **settings), need_weights=need_weights)
 
 
 @pytest.mark.parametrize("size", BUILTIN_SIZES)
 def test_a_built_in_model_fits_its_tokenizer_and_every_mesh_of_four(size: str) -> None:
-    model = resolve_model(f"builtin:{size}")
+    model = resolve(f"builtin:{size}")
     assert model.weights is None
     assert model.config.vocab_size == len(load_tokenizer(model.tokenizer_name))
     assert model.config.num_attention_heads % 4 == model.config.num_key_value_heads % 4 == 0
@@ -25,22 +43,30 @@ def test_an_unknown_built_in_model_is_named() -> None:
         builtin_config("huge")
 
 
-def test_a_folder_has_its_configuration_weights_and_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_llama(tmp_path / "llama")
-    monkeypatch.chdir(tmp_path)
-    model = resolve_model("llama")
+def test_a_folder_has_its_configuration_weights_and_tokenizer(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(llama.parent)
+    model = resolve("llama")
     assert model.config.num_key_value_heads == 2
-    assert model.weights == tmp_path / "llama"
-    assert resolve_model("llama", from_scratch=True).weights is None
+    assert model.weights == llama
+    assert load_tokenizer(model.tokenizer_name).eos_token_id is not None
+    assert resolve("llama", from_scratch=True).weights is None
+
+
+def test_rows_longer_than_the_models_positions_are_refused_by_the_driver_and_the_worker(llama: Path) -> None:
+    config = TrainConfig(model_name=str(llama), seq_length=65)
+    for look in (check, build):
+        with pytest.raises(ValueError, match=r"seq_length 65 is longer than the 64 positions of .*llama: choose at"):
+            look(config)
+    assert build(TrainConfig(model_name=str(llama), seq_length=64)).weights == llama
 
 
 def test_a_folder_without_weights_is_refused_unless_they_are_to_be_drawn(tmp_path: Path) -> None:
     folder = save_config(tmp_path / "bare", model_type="llama")
     with pytest.raises(ValueError, match=r"bare has no model.safetensors: .* --from-scratch"):
-        resolve_model(str(folder))
+        resolve(folder)
     with pytest.raises(ValueError, match=r"bare has no model.safetensors"):
-        resolve_model(str(folder), need_weights=False)  # the driver knows it too
-    assert resolve_model(str(folder), from_scratch=True).weights is None
+        resolve(folder, need_weights=False)  # the driver knows it too
+    assert resolve(folder, from_scratch=True).weights is None
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -68,43 +94,59 @@ def test_a_name_that_is_no_model_is_refused(
     Path("file").touch()
     Path("folder").mkdir()
     with pytest.raises(ValueError, match=message):
-        resolve_model(name)
+        resolve(name)
 
 
 def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = save_config(tmp_path / "odd", model_type="no-such-type")
     with pytest.raises(ValueError, match=r"the configuration of model .*odd cannot be read: .*no-such-type"):
-        resolve_model(str(folder), from_scratch=True)
+        resolve(folder, from_scratch=True)
 
 
 def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path) -> None:
     folder = save_config(tmp_path / "remote", model_type="mine", auto_map={"AutoConfig": "mine.MyConfig"})
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(ValueError, match="trust_remote_code"):
-        resolve_model(str(folder), from_scratch=True)
+        resolve(folder, from_scratch=True)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_hub_name_without_a_network_costs_one_short_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A hub that hangs up on every caller, and its callers' ports; the cache is the folder `hub`."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    begin = time.monotonic()
+    callers: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        thread = threading.Thread(target=_hang_up, args=(server, callers))
+        thread.start()
+        yield callers
+        server.shutdown(socket.SHUT_RDWR)  # ends the wait for a caller
+        thread.join()
+
+
+def _hang_up(server: socket.socket, callers: list[int]) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection, (_, port) = server.accept()
+            callers.append(port)
+            connection.close()
+
+
+def test_a_hub_name_without_a_network_costs_one_request(hub: list[int]) -> None:
     with pytest.raises(ValueError, match=r"model_name 'org/model' is neither a local folder nor .* cannot be reached"):
-        resolve_model("org/model", need_weights=False)
-    assert time.monotonic() - begin < 5
+        resolve("org/model", need_weights=False)
+    assert len(hub) == 1
 
 
-def test_a_hub_model_in_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / "models--org--model"
-    save_llama(repository / "snapshots" / "abc")
+def test_a_hub_model_in_the_cache_needs_no_network(hub: list[int], llama: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--org--model"
+    shutil.copytree(llama, repository / "snapshots" / "abc")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
-    model = resolve_model("org/model")
+    model = resolve("org/model")
     assert model.weights is not None and (model.weights / "model.safetensors").exists()
     assert model.config.num_key_value_heads == 2
+    assert not hub

@@ -1,4 +1,4 @@
-"""Outside Ray; a worker on Ray is tested in test_worker_ray."""
+"""Where a worker runs: as a plain process, and on Ray, where a whole run is tested in launch/test_ray."""
 
 import subprocess
 import sys
@@ -9,17 +9,23 @@ import pytest
 import ray.train
 from pyarrow.fs import FileSystem, LocalFileSystem, _MockFileSystem
 from tp2d_train.config import TrainConfig
-from tp2d_train.surroundings import own_rank, own_world_size, run_folder, under_ray
+from tp2d_train.folder import RunFolder
+from tp2d_train.training.host import PlainHost, RayHost, find_host, own_rank, own_world_size, under_ray
 
 
 def test_a_plain_process_is_not_under_ray_even_with_ray_imported() -> None:
     assert "ray.train" in sys.modules and not under_ray()
+    assert isinstance(find_host(), PlainHost)
 
 
 def test_a_local_worker_imports_no_ray() -> None:
-    code = "import sys, tp2d_train.worker, tp2d_train.surroundings as s; print(s.under_ray(), 'ray' in sys.modules)"
+    code = (
+        "import sys, tp2d_train.training.worker\n"
+        "from tp2d_train.training.host import PlainHost, find_host\n"
+        "print(isinstance(find_host(), PlainHost), 'ray' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.split() == ["True", "False"]
 
 
 def test_rank_and_world_come_from_the_launchers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +36,12 @@ def test_rank_and_world_come_from_the_launchers_environment(monkeypatch: pytest.
 
 
 def test_the_folder_is_the_configurations() -> None:
-    assert run_folder(TrainConfig(name="a", storage_path="/runs")) == Path("/runs/a")
+    assert PlainHost().folder(TrainConfig(name="a", storage_path="/runs")) == RunFolder(Path("/runs/a"))
+
+
+def test_a_run_without_a_name_has_no_folder() -> None:
+    with pytest.raises(ValueError, match=r"a run that is not started by the command line needs a name: give name"):
+        PlainHost().folder(TrainConfig(storage_path="/runs"))
 
 
 def storage(monkeypatch: pytest.MonkeyPatch, filesystem: FileSystem) -> None:
@@ -41,11 +52,13 @@ def storage(monkeypatch: pytest.MonkeyPatch, filesystem: FileSystem) -> None:
 
 def test_under_ray_the_folder_is_rays(monkeypatch: pytest.MonkeyPatch) -> None:
     storage(monkeypatch, LocalFileSystem())
-    assert run_folder(TrainConfig(name="a", storage_path="/runs")) == Path("/results/own")
+    host = find_host()
+    assert isinstance(host, RayHost)
+    assert host.folder(TrainConfig(name="a", storage_path="/runs")) == RunFolder(Path("/results/own"))
 
 
 def test_a_storage_that_is_no_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its path, taken for a folder, would be one of this node alone."""
     storage(monkeypatch, _MockFileSystem())
     with pytest.raises(ValueError, match=r"RunConfig's storage_path must be a folder that .* mock"):
-        run_folder(TrainConfig(name="a"))
+        RayHost().folder(TrainConfig(name="a"))

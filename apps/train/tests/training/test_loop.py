@@ -1,19 +1,12 @@
 """What the loop does when, on a real single-process engine with real checkpoints."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tp2d_mesh import Mesh
-from tp2d_train.schedule import learning_rate
+from tp2d_mesh import Mesh, StepStats
+from tp2d_train.training.schedule import learning_rate
 
-from apps.train.tests.small import Rows, SmallEngine, Stats, one_rank, start
-
-
-@pytest.fixture
-def mesh() -> Iterator[Mesh]:
-    with one_rank() as mesh:
-        yield mesh
+from apps.train.tests.small import Rows, SmallEngine, start
 
 
 def test_logs_evaluates_and_saves_at_its_intervals(tmp_path: Path, mesh: Mesh) -> None:
@@ -35,7 +28,7 @@ def test_logs_evaluates_and_saves_at_its_intervals(tmp_path: Path, mesh: Mesh) -
     assert kept == ["00000010", "00000012"]
 
 
-def test_a_line_holds_the_steps_figures(tmp_path: Path, mesh: Mesh) -> None:
+def test_a_line_holds_the_steps_metrics(tmp_path: Path, mesh: Mesh) -> None:
     bench = start(tmp_path / "run", mesh, rows=4)
     lines = bench.lines("loss")
     assert [line["loss"] for line in lines] == [step["loss"] for step in bench.engine.steps]
@@ -167,7 +160,7 @@ class OnNoDevice(SmallEngine):
 
     def train_step(self, micro_batches):  # type: ignore[no-untyped-def]
         stats = super().train_step(micro_batches)
-        return Stats(**{name: getattr(stats, name).to("meta") for name in ("loss", "grad_norm", "tokens")})
+        return StepStats(**{name: getattr(stats, name).to("meta") for name in ("loss", "grad_norm", "tokens")})
 
 
 def test_a_step_that_is_not_logged_reads_nothing_from_the_device(tmp_path: Path, mesh: Mesh) -> None:

@@ -1,34 +1,27 @@
 """A run that was stopped or killed computes bit for bit what it would have computed; its model has dropout."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tp2d_mesh import Mesh
-from tp2d_train.metrics import read_lines
-from tp2d_train.record import METRICS_FILE
+from tp2d_train.folder import RunFolder
+from tp2d_train.report.metrics import read_lines
 
-from apps.train.tests.small import Bench, SmallEngine, one_rank, start
+from apps.train.tests.small import Bench, SmallEngine, start
 
 TIMES = ("tokens_per_second", "step_seconds", "memory_bytes")
 
 
-@pytest.fixture
-def mesh() -> Iterator[Mesh]:
-    with one_rank() as mesh:
-        yield mesh
-
-
-def figures(bench: Bench) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` without those figures that time decides."""
-    lines, _ = read_lines(bench.folder / METRICS_FILE)
+def metrics(bench: Bench) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` without those that time decides."""
+    lines, _ = read_lines(bench.folder.metrics)
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def assert_same_end(bench: Bench, whole: Bench) -> None:
-    assert figures(bench) == figures(whole)
+    assert metrics(bench) == metrics(whole)
     for ours, theirs in zip(bench.engine.model.parameters(), whole.engine.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert bench.reports[-1] == whole.reports[-1]
@@ -63,7 +56,7 @@ def test_killed_between_saves_resumes_at_the_last_one(tmp_path: Path, mesh: Mesh
     whole = start(tmp_path / "whole", mesh, **settings)
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path / "parts", mesh, engine=Dying(), **settings)
-    assert len(read_lines(tmp_path / "parts" / METRICS_FILE)[0]) == 7
+    assert len(read_lines(RunFolder(tmp_path / "parts").metrics)[0]) == 7
     second = start(tmp_path / "parts", mesh, **settings)
     assert len(second.engine.steps) == 5
     assert_same_end(second, whole)
@@ -71,18 +64,18 @@ def test_killed_between_saves_resumes_at_the_last_one(tmp_path: Path, mesh: Mesh
 
 def test_killed_before_the_first_save_starts_anew(tmp_path: Path, mesh: Mesh) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / METRICS_FILE).write_text('{"step": 1, "epoch": 0, "loss": 9.0}\n{"step": 2, "ep')
+    RunFolder(tmp_path / "run").metrics.write_text('{"step": 1, "epoch": 0, "loss": 9.0}\n{"step": 2, "ep')
     bench = start(tmp_path / "run", mesh, rows=3)
     assert [line["step"] for line in bench.lines("loss")] == [1, 2, 3]
     assert bench.lines("loss")[0]["loss"] == bench.engine.steps[0]["loss"]
 
 
-def test_one_epoch_more_goes_on_with_a_later_horizon(tmp_path: Path, mesh: Mesh) -> None:
+def test_one_epoch_more_prolongs_the_schedule(tmp_path: Path, mesh: Mesh) -> None:
     first = start(tmp_path / "run", mesh, rows=4, lr_scheduler="linear")
-    assert first.finished and not first.events("horizon")
+    assert first.finished and not first.events("prolonged")
     second = start(tmp_path / "run", mesh, rows=4, lr_scheduler="linear", num_epochs=2)
-    (horizon,) = second.events("horizon")
-    assert (horizon["step"], horizon["before"], horizon["total_steps"]) == (4, 4, 8)
+    (event,) = second.events("prolonged")
+    assert (event["step"], event["before"], event["total_steps"]) == (4, 4, 8)
     assert [step["lr"] for step in second.engine.steps] == [1e-2 * (1 - step / 8) for step in range(4, 8)]
     assert second.reports[-1]["epoch"] == 1 and second.run.step == 8
 
@@ -94,10 +87,10 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path, mesh: Mesh) -> None:
     assert len(again.lines("loss")) == 3 and again.steps_of("saved") == [3]
 
 
-def test_the_horizon_of_an_unchanged_run_is_the_same_wherever_it_resumes(tmp_path: Path, mesh: Mesh) -> None:
+def test_the_total_steps_of_an_unchanged_run_are_the_same_wherever_it_resumes(tmp_path: Path, mesh: Mesh) -> None:
     start(tmp_path / "run", mesh, rows=9, num_epochs=2, debug_steps=4, stop_at=5)
     second = start(tmp_path / "run", mesh, rows=9, num_epochs=2, debug_steps=4)
-    assert second.run.total_steps == 8 and not second.events("horizon")
+    assert second.run.total_steps == 8 and not second.events("prolonged")
 
 
 def test_times_carry_over(tmp_path: Path, mesh: Mesh) -> None:
@@ -106,6 +99,6 @@ def test_times_carry_over(tmp_path: Path, mesh: Mesh) -> None:
     assert second.clock.seconds["train"] > first.clock.seconds["train"] > 0
 
 
-def test_a_wish_to_stop_at_the_last_step_finds_a_finished_run(tmp_path: Path, mesh: Mesh) -> None:
+def test_a_request_to_stop_at_the_last_step_finds_a_finished_run(tmp_path: Path, mesh: Mesh) -> None:
     bench = start(tmp_path / "run", mesh, rows=4, held_out=2, stop_at=3)
     assert bench.finished and bench.steps_of("saved") == bench.steps_of("evaluated") == [4]

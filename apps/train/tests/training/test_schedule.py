@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tp2d_train.schedule import learning_rate
+from tp2d_train.training.schedule import learning_rate
 from transformers import get_scheduler
 
 NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -22,7 +22,7 @@ def hugging_face_rates(kind: str, *, base: float, warmup_steps: int, total_steps
 @pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize(("warmup_steps", "total_steps"), [(0, 1), (0, 7), (3, 20), (10, 10), (15, 10)])
 def test_values_are_those_of_transformers(kind: str, warmup_steps: int, total_steps: int) -> None:
-    """Shows an off-by-one in the warm-up or the decay, and a horizon counted from the wrong end."""
+    """Shows an off-by-one in the warm-up or the decay, and total steps counted from the wrong end."""
     expected = hugging_face_rates(kind, base=3e-3, warmup_steps=warmup_steps, total_steps=total_steps)
     ours = [
         learning_rate(step, base=3e-3, kind=kind, warmup_steps=warmup_steps, total_steps=total_steps)
@@ -31,7 +31,7 @@ def test_values_are_those_of_transformers(kind: str, warmup_steps: int, total_st
     assert ours == pytest.approx(expected, abs=1e-15)
 
 
-def test_beyond_the_horizon_the_rate_stays_at_its_end() -> None:
+def test_beyond_the_total_steps_the_rate_stays_at_its_end() -> None:
     """A cosine left unclamped would rise again."""
     for kind, end in (("linear", 0.0), ("cosine", 0.0), ("constant", 1.0)):
         assert learning_rate(30, base=1.0, kind=kind, warmup_steps=2, total_steps=20) == pytest.approx(end)

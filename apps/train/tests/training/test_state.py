@@ -5,7 +5,7 @@ import math
 from types import SimpleNamespace
 
 import torch
-from tp2d_train.state import RunState
+from tp2d_train.training.state import RunState
 
 
 def stats(loss: float, tokens: int) -> SimpleNamespace:

@@ -1,30 +1,20 @@
-"""A wish of one rank becomes every rank's at the same step."""
+"""A request to stop on one rank becomes every rank's at the same step."""
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
 from tp2d_mesh import Mesh
 from tp2d_mesh.testing import run_on_mesh
-from tp2d_train.stop import StopVote, wish_to_stop
-
-from apps.train.tests.small import one_rank
-
-
-@pytest.fixture
-def mesh() -> Iterator[Mesh]:
-    with one_rank() as mesh:
-        yield mesh
+from tp2d_train.training.stop import StopVote, stop_requests
 
 
 def vote_ten_steps(mesh: Mesh, folder: Path, *, rank: int, step: int) -> list[bool]:
     """What every step's vote says on this rank when `rank` gets a SIGTERM in `step`."""
-    with wish_to_stop(folder / ".stop") as wish:
-        vote = StopVote(wish, timeout=timedelta(seconds=20))
+    with stop_requests(folder / ".stop") as requested:
+        vote = StopVote(requested, timeout=timedelta(seconds=20))
         answers = []
         for number in range(10):
             if mesh.rank == rank and number == step:
@@ -40,18 +30,18 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None
     assert answers[0] == answers[1] == [False] * 4 + [True] * 6
 
 
-def test_a_file_is_a_wish(tmp_path: Path) -> None:
-    with wish_to_stop(tmp_path / ".stop") as wish:
-        assert not wish()
+def test_a_file_is_a_request(tmp_path: Path) -> None:
+    with stop_requests(tmp_path / ".stop") as requested:
+        assert not requested()
         (tmp_path / ".stop").touch()
-        assert wish()
+        assert requested()
 
 
 def test_handlers_are_put_back(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with wish_to_stop(tmp_path / ".stop") as wish:
+    with stop_requests(tmp_path / ".stop") as requested:
         os.kill(os.getpid(), signal.SIGINT)
-        assert wish()
+        assert requested()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
@@ -60,9 +50,9 @@ def test_a_thread_takes_no_signals_but_sees_the_file(tmp_path: Path) -> None:
     seen: list[bool] = []
 
     def work() -> None:
-        with wish_to_stop(tmp_path / ".stop") as wish:
+        with stop_requests(tmp_path / ".stop") as requested:
             (tmp_path / ".stop").touch()
-            seen.append(wish())
+            seen.append(requested())
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -1,7 +1,7 @@
 """What a run says of itself; the rest is tested with the worker."""
 
 from tp2d_data import Statistics
-from tp2d_train.summary import describe_data
+from tp2d_train.training.summary import describe_data
 
 
 def test_what_was_left_out_is_said() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from tp2d_data import load_tokenizer
-from tp2d_data.holdout import is_held_out
+from tp2d_data.sources.holdout import is_held_out
 from tp2d_mesh import Mesh
 from tp2d_mesh.testing import MeshError, run_on_mesh
-from tp2d_train.metrics import read_lines
-from tp2d_train.runs import STOP_FILE
-from tp2d_train.worker import train_func
+from tp2d_train.folder import RunFolder
+from tp2d_train.report.metrics import read_lines
+from tp2d_train.training.worker import train_func
 
 WORDS = ("the", "model", "reads", "a", "line", "of", "words", "and", "learns", "which", "word", "comes", "next")
 
@@ -89,10 +89,10 @@ def test_stopped_and_resumed_on_a_mesh_is_bit_for_bit_the_same(settings: dict[st
     """Rank 0 finds the wish before the first step and all ranks leave after the second."""
     run(settings, dp=2, tp=2, name="whole")
     (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / STOP_FILE).touch()
+    RunFolder(tmp_path / "parts").stop.touch()
     first = run(settings, dp=2, tp=2, name="parts")
     assert [(part["finished"], part["step"]) for part in first] == [(False, 2)] * 4
-    assert not (tmp_path / "parts" / STOP_FILE).exists()
+    assert not RunFolder(tmp_path / "parts").stop.exists()
     second = run(settings, dp=2, tp=2, name="parts")
     assert [part["finished"] for part in second] == [True] * 4
     for figure in ("loss", "grad_norm", "lr", "tokens", "eval_loss"):
@@ -104,7 +104,7 @@ def test_stopped_and_resumed_on_a_mesh_is_bit_for_bit_the_same(settings: dict[st
 def test_a_run_goes_on_with_other_numbers_of_ranks(settings: dict[str, Any], tmp_path: Path) -> None:
     run(settings, dp=1, tp=1, name="whole")
     (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / STOP_FILE).touch()
+    RunFolder(tmp_path / "parts").stop.touch()
     run(settings, dp=2, tp=2, name="parts")
     run(settings, dp=1, tp=2, name="parts")
     assert lines(settings, "parts") == pytest.approx(lines(settings, "whole"), abs=1e-5)
@@ -120,7 +120,7 @@ def test_a_stream_of_prompts_on_any_mesh_stopped_and_resumed(settings: dict[str,
     settings |= {"block_tokens": 100, "seq_length": 32}
     whole = run(settings, dp=1, tp=1, name="whole")
     (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / STOP_FILE).touch()
+    RunFolder(tmp_path / "parts").stop.touch()
     run(settings, dp=2, tp=2, name="parts")
     run(settings, dp=2, tp=1, name="parts")
     assert lines(settings, "parts") == pytest.approx(lines(settings, "whole"), abs=1e-5)

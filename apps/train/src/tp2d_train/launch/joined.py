@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.outcome import Result, RunFailed, RunStopped
-from tp2d_train.progress import LiveView
+from tp2d_train.report.progress import LiveView
 from tp2d_train.runs import Run
 
 
@@ -77,7 +77,7 @@ def _agree(config: TrainConfig, stack: contextlib.ExitStack) -> Run:
     """The run that rank 0 has found, checked and locked; the configuration's problem, if it has one, on all ranks."""
     import torch.distributed as dist
 
-    from tp2d_train.checks import check
+    from tp2d_train.setup.check import check
 
     found: list[Run | ValueError | None] = [None]
     if dist.get_rank() == 0:
@@ -100,13 +100,13 @@ def _open(run: Run, stack: contextlib.ExitStack) -> Run:
         return run
     stack.enter_context(run.locked())
     run.start()
-    stack.enter_context(LiveView(run.path))
+    stack.enter_context(LiveView(run.folder))
     print(run.start_message(), flush=True)
     return run
 
 
 def _train(run: Run) -> Result:
-    from tp2d_train.worker import train_func
+    from tp2d_train.training.worker import train_func
 
     if run.finished:
         return Result(path=run.path, summary=run.summary())

@@ -11,14 +11,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tp2d_train.checks import check
 from tp2d_train.config import TrainConfig
-from tp2d_train.launch_joined import find_world, join
+from tp2d_train.launch.joined import find_world, join
 from tp2d_train.outcome import Result, RunFailed, RunStopped, WorkerDied
-from tp2d_train.progress import LiveView
-from tp2d_train.runs import FAILURE_FILE, STOP_FILE, Run
+from tp2d_train.report.progress import LiveView
+from tp2d_train.runs import Run
+from tp2d_train.setup.check import check
 
-# Usage reports need a network, the watcher of preemption a cloud; the token keeps other users of this machine out.
+# Usage reports need a network, the preemption watcher a cloud. The token keeps other users of this machine out.
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -31,7 +31,7 @@ def train(config: TrainConfig) -> Result:
 
     Raises:
         ValueError: the configuration cannot work; nothing was started.
-        RunFailed: a worker failed, or died without a word.
+        RunFailed: a worker failed, or died without raising.
         RunStopped: SIGINT or SIGTERM asked to stop, and the run saved first.
     """
     world = find_world(os.environ)
@@ -49,11 +49,11 @@ def train(config: TrainConfig) -> Result:
 
 def _launcher(name: str) -> Callable[[Run], None]:
     if name == "local":
-        from tp2d_train.launch_local import spawn
+        from tp2d_train.launch.local import spawn
 
         return spawn
     _quiet_ray()
-    from tp2d_train.launch_ray import fit  # late: a local run needs no Ray
+    from tp2d_train.launch.ray import fit  # late: a local run needs no Ray
 
     return fit
 
@@ -69,7 +69,7 @@ def _watch(run: Run, launch: Callable[[Run], None]) -> Result:
     """Runs the launcher in a thread, so that signals reach this one, and turns the run's last event into an ending."""
     errors: list[BaseException] = []
     thread = threading.Thread(target=_collect, args=(launch, run, errors), daemon=True)
-    with LiveView(run.path) as view, stop_on_signals(run.path / STOP_FILE) as signals:
+    with LiveView(run.folder) as view, stop_on_signals(run.folder.stop) as signals:
         thread.start()
         while thread.is_alive():
             thread.join(0.2)  # a join without an end would keep signals waiting
@@ -97,9 +97,9 @@ def _failure(run: Run, outcome: Mapping[str, Any], error: BaseException | None) 
         cause = f"rank {outcome['rank']} on {outcome['host']} failed: {outcome['error']}: {outcome['message']}"
         details = outcome["traceback"]
     else:
-        cause = str(error or "the workers ended without a word").strip()
+        cause = str(error or "the workers ended without an error").strip()
         details = "".join(traceback.format_exception(error)) if error else ""
-    log = run.path / FAILURE_FILE
+    log = run.folder.failure
     log.write_text(f"{cause}\n\n{details}\n", encoding="utf-8")
     return RunFailed(f"{cause.splitlines()[-1]} (details: {log}; resume with: {run.resume_command()})")
 

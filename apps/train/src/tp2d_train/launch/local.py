@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
 from tp2d_mesh.devices import backend_for
 
-from tp2d_train.checks import choose_device, count_gpus
 from tp2d_train.config import TrainConfig
 from tp2d_train.outcome import WorkerDied
 from tp2d_train.runs import Run
+from tp2d_train.setup.devices import choose_device, count_gpus
 
 HOST = "127.0.0.1"
 GRACE_SECONDS = 5.0
@@ -30,9 +29,9 @@ def spawn(run: Run) -> None:
     """
     gpus = count_gpus()
     device = choose_device(run.config, gpus=gpus)
-    backend = backend_for(torch.device(device))
+    backend = backend_for(device)
     print(f"{run.config.num_workers} local processes on {device} ({backend}); there are {gpus} GPUs", flush=True)
-    config = dataclasses.replace(run.config, device=device)
+    config = dataclasses.replace(run.config, device=device.type)
     for failures in range(config.max_failures + 1):
         try:
             return _attempt(config)
@@ -69,7 +68,7 @@ def _attempt(config: TrainConfig) -> None:
 def _work(rank: int, shared: Mapping[str, str], settings: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the driver takes it
     os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
-    from tp2d_train.worker import train_func  # late: the driver does not need it
+    from tp2d_train.training.worker import train_func  # late: the driver does not need it
 
     train_func(settings)
 

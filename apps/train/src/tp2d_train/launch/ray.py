@@ -13,13 +13,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from tp2d_ckpt.ray import mend_snapshot
 from tp2d_mesh.devices import backend_for
 
-from tp2d_train.checks import check_room, choose_device
 from tp2d_train.config import TrainConfig
 from tp2d_train.outcome import WorkerDied
 from tp2d_train.runs import Run
-from tp2d_train.worker import train_func
+from tp2d_train.setup.devices import choose_device
+from tp2d_train.setup.mesh import check as check_mesh
+from tp2d_train.training.worker import train_func
 
-RAY_LOG = "ray.log"
 CONTROLLER_FAILURES = 3
 OBJECT_STORE_BYTES = 128 << 20  # nothing goes through it: data and weights are read by the workers
 
@@ -34,15 +34,15 @@ def fit(run: Run) -> None:
     with cluster(run.config) as local:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         device = choose_device(run.config, gpus=gpus)
-        backend = backend_for(torch.device(device))
+        backend = backend_for(device)
         print(f"{run.config.num_workers} Ray workers on {device} ({backend}); there are {gpus} GPUs", flush=True)
         if not local:
-            check_room(run.config, slots=worker_slots("GPU" if device != "cpu" else "CPU"))
+            check_mesh(run.config, slots=worker_slots("CPU" if device.type == "cpu" else "GPU"))
         if mended := mend_snapshot(run.path):
             print(mended, flush=True)
         trainer = build_trainer(run.config, device=device)
         try:
-            with _prints_to(run.path / RAY_LOG):
+            with _prints_to(run.folder.ray_log):
                 trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _died(error) or error from None
@@ -85,20 +85,20 @@ def _connect(logging: ray.LoggingConfig) -> None:
         raise ValueError(f"no Ray cluster answers at RAY_ADDRESS {address}: unset it, or start one ({error})") from None
 
 
-def build_trainer(config: TrainConfig, *, device: str) -> TorchTrainer:
+def build_trainer(config: TrainConfig, *, device: torch.device) -> TorchTrainer:
     """The `TorchTrainer` of a configuration whose `name` and absolute `storage_path` are set.
 
     Args:
         config: the configuration.
-        device: `cpu` or `cuda`, where every worker computes.
+        device: the kind of device on which every worker computes.
     """
-    config = dataclasses.replace(config, device=device)
+    config = dataclasses.replace(config, device=device.type)
     # The types that Ray shows to a type checker are those of its older Train: hence the three marks.
     return TorchTrainer(
         train_func,  # type: ignore[arg-type]
         train_loop_config=config.as_dict(),
-        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=device != "cpu"),
-        torch_config=TorchConfig(backend=backend_for(torch.device(device)), timeout_s=max(1, int(config.timeout_s))),
+        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=device.type != "cpu"),
+        torch_config=TorchConfig(backend=backend_for(device), timeout_s=max(1, int(config.timeout_s))),
         run_config=RunConfig(
             name=config.name,
             storage_path=config.storage_path,

@@ -1,4 +1,4 @@
-"""Where a run's time goes, and how fast it goes: figures of rank 0, whose steps last as long as everyone's."""
+"""Where a run's time goes, and how fast it is. Rank 0 measures; its steps last as long as every rank's."""
 
 import time
 from collections.abc import Mapping
@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from tp2d_mesh import devices
 
-from tp2d_train.state import Number
-
 PHASES = ("setup", "train", "eval", "save")
+Number = int | float | torch.Tensor
 
 
 class Clock:
@@ -73,12 +72,12 @@ class Meter:
         self._first = (step, tokens, self._clock.seconds["train"])
 
     def read(self, *, step: int, tokens: Number) -> dict[str, Any]:
-        """The figures of a log line since the last one; the first line's include the first step's once-only work."""
+        """The speeds since the last log line; the first line's include what only the first step does."""
         self._clock.lap("train")
-        figures = self._speed(self._window, step=step, tokens=tokens)
+        speed = self._speed(self._window, step=step, tokens=tokens)
         self._window = (step, tokens, self._clock.seconds["train"])
         memory = devices.peak_memory(self._hardware.device)
-        return figures if memory is None else {**figures, "memory_bytes": memory}
+        return speed if memory is None else {**speed, "memory_bytes": memory}
 
     def overall(self, *, step: int, tokens: Number) -> dict[str, Any]:
         """The same over all steps of this start but the first."""
@@ -90,30 +89,6 @@ class Meter:
         if not steps:
             return {}
         rate = counted / seconds
-        figures = {"tokens_per_second": rate, "step_seconds": seconds / steps}
+        speed = {"tokens_per_second": rate, "step_seconds": seconds / steps}
         flops, peak = self._hardware.flops_per_token, self._hardware.peak_flops
-        return figures if flops is None or peak is None else {**figures, "mfu": rate * flops / peak}
-
-
-def flops_per_token(config: Any, *, parameters: int, seq_length: int) -> float | None:
-    """Floating-point operations of forward and backward for one token of a dense causal decoder.
-
-    `6 N + 12 L H S`: N parameters that multiply (all but an input embedding that is not also the head), L layers,
-    H the width of all heads, S the row length; attention counted in full, without recomputation, as in appendix B of
-    the PaLM paper (arXiv:2204.02311).
-
-    Args:
-        config: the model's transformers configuration.
-        parameters: the number of the model's parameters, a tied one once.
-        seq_length: tokens in a row.
-
-    Returns:
-        None for a mixture of experts, where only some parameters multiply.
-    """
-    text = config.get_text_config()
-    if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        return None
-    looked_up = 0 if text.tie_word_embeddings else text.vocab_size * text.hidden_size
-    heads = text.num_attention_heads
-    width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
-    return 6.0 * (parameters - looked_up) + 12.0 * text.num_hidden_layers * width * seq_length
+        return speed if flops is None or peak is None else {**speed, "mfu": rate * flops / peak}

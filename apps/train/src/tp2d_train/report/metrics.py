@@ -1,4 +1,4 @@
-"""The files of a run's numbers: `metrics.jsonl`, a line per logged step and per evaluation, and `summary.json`.
+"""The files of a run's numbers: `metrics.jsonl`, a line for each logged step and evaluation, and `summary.json`.
 
 A line of a step holds step, epoch, loss, grad_norm, lr, tokens, tokens_per_second, step_seconds, memory_bytes, and mfu
 where the device's peak is known; a line of an evaluation holds step, epoch, eval_loss, eval_tokens. `step` counts
@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from tp2d_train.folder import replace_file
 
 
 def read_lines(path: Path, *, start: int = 0) -> tuple[list[dict[str, Any]], int]:
@@ -47,17 +49,17 @@ def cut_back(path: Path, *, step: int) -> int:
     records, _ = read_lines(path)
     kept = [record for record in records if record["step"] <= step]
     if path.exists():
-        _replace(path, b"".join(map(_encode, kept)))
+        replace_file(path, b"".join(map(_encode, kept)))
     return len(records) - len(kept)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes an indented JSON file, replacing an older one in one move."""
-    _replace(path, json.dumps(_finite(value), indent=2, allow_nan=False).encode() + b"\n")
+    replace_file(path, json.dumps(_finite(value), indent=2, allow_nan=False).encode() + b"\n")
 
 
 def column(records: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """The steps and values of one figure, where a line has it."""
+    """The steps and values of one metric, where a line has it."""
     points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
     return [step for step, _ in points], [value for _, value in points]
 
@@ -78,12 +80,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tp2d_train.metrics import column
+from tp2d_train.report.metrics import column
 
 TRAIN, HELD_OUT, GREY = "#2f6db3", "#d1495b", "#5b6270"
 

@@ -1,7 +1,7 @@
 """What happens in a run, as events: workers append them to `.events.jsonl`, the driver's view follows the file.
 
 The file is the only link between the two, so that a view works the same under Ray, on local processes, and for a run
-on another machine that shares the folder. An event is a flat record: its kind under `event`, the time, and figures.
+on another machine that shares the folder. An event is a flat record: its kind under `event`, the time, and values.
 """
 
 import socket
@@ -10,28 +10,27 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
-from tp2d_train.metrics import append_line, read_lines
+from tp2d_train.folder import RunFolder
+from tp2d_train.report.metrics import append_line, read_lines
 
-EVENTS_FILE = ".events.jsonl"
 POLL_SECONDS = 0.2
 
 
 class EventLog:
     """Appends events to a run's folder: rank 0's progress, and any rank's failure."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / EVENTS_FILE
+    def __init__(self, folder: RunFolder) -> None:
+        self._path = folder.events
 
-    def write(self, event: str, **figures: Any) -> None:
-        """Adds one event; `figures` are JSON values."""
-        append_line(self._path, {"event": event, "time": time.time(), **figures})
+    def write(self, event: str, **values: Any) -> None:
+        """Adds one event with its values, which are JSON."""
+        append_line(self._path, {"event": event, "time": time.time(), **values})
 
     def write_failure(self, error: BaseException, *, rank: int) -> None:
-        """Adds the `failed` event of `rank`: the cause in one line, and the traceback for who wants to know more."""
+        """Adds the `failed` event of `rank`: the cause in one line, and the traceback."""
         message = " ".join(str(error).split()) or "no message"
         details = "".join(traceback.format_exception(error))
         cause = {"error": type(error).__name__, "message": message, "traceback": details}
@@ -61,23 +60,23 @@ class Lines:
 
 
 class Bar:
-    """A progress bar at the bottom of a terminal; everything but a step's figures scrolls above it."""
+    """A progress bar at the bottom of a terminal; everything but a step's metrics scrolls above it."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[figures]}"))
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[metrics]}"))
         self._progress = Progress(*columns, console=Console(file=stream), refresh_per_second=4)
-        self._task = self._progress.add_task("train", total=None, figures="starting")
+        self._task = self._progress.add_task("train", total=None, metrics="starting")
         self._progress.start()
 
     def show(self, event: Mapping[str, Any]) -> None:
-        figures: dict[str, Any] = {"figures": _figures(event)} if event["event"] == "step" else {}
+        metrics: dict[str, Any] = {"metrics": _metrics(event)} if event["event"] == "step" else {}
         if "total_steps" in event:
-            self._progress.update(self._task, completed=event["step"], total=event["total_steps"], **figures)
+            self._progress.update(self._task, completed=event["step"], total=event["total_steps"], **metrics)
         line = describe(event)
-        if line is not None and not figures:
+        if line is not None and not metrics:
             self._progress.console.print(line, markup=False, highlight=False)
 
     def close(self) -> None:
@@ -94,8 +93,8 @@ class LiveView:
     Only events written after the view was made are shown, so one made before the launch shows this launch alone.
     """
 
-    def __init__(self, folder: Path, *, stream: TextIO | None = None) -> None:
-        self._path = folder / EVENTS_FILE
+    def __init__(self, folder: RunFolder, *, stream: TextIO | None = None) -> None:
+        self._path = folder.events
         _, self._offset = read_lines(self._path)
         self._stream = sys.stdout if stream is None else stream
         self._end = threading.Event()
@@ -125,7 +124,7 @@ class LiveView:
             self._take(event)
 
     def _take(self, event: Mapping[str, Any]) -> None:
-        """Shows an event. A failure is kept, for whoever launched the run to tell, and shown if the run starts again.
+        """Shows an event. A failure is kept in `outcome` for the launcher, and shown if the run starts again.
 
         Of several ranks' failures only the first counts: the others fail because that one did.
         """
@@ -154,7 +153,7 @@ def describe(event: Mapping[str, Any]) -> str | None:
         case "data":
             return str(event["message"])
         case "step":
-            return at + _figures(event)
+            return at + _metrics(event)
         case "evaluated":
             return f"{at}eval loss {_number(event['eval_loss'])} over {event['eval_tokens']:,} tokens"
         case "saved":
@@ -163,7 +162,7 @@ def describe(event: Mapping[str, Any]) -> str | None:
             return f"{at}epoch {event['epoch'] + 1}/{event['num_epochs']} ended, mean loss {_number(event['loss'])}"
         case "resumed":
             return f"{at}resumed from {event['checkpoint']}"
-        case "horizon":
+        case "prolonged":
             return f"{at}the schedule now ends at step {event['total_steps']}, it ended at {event['before']}"
         case "warning":
             return f"{at}warning: {event['message']}"
@@ -176,7 +175,7 @@ def describe(event: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _figures(event: Mapping[str, Any]) -> str:
+def _metrics(event: Mapping[str, Any]) -> str:
     parts = [f"loss {_number(event['loss'])}", f"grad {_number(event['grad_norm'], 3)}", f"lr {event['lr']:.1e}"]
     if "tokens_per_second" in event:
         parts.append(f"{event['tokens_per_second']:,.0f} tok/s")

@@ -1,16 +1,12 @@
-"""What rank 0 writes down of a run: figures and events as they come, and at the end the summary and the picture."""
+"""What rank 0 writes down of a run: metrics and events as they come, and at the end the summary and the plot."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from tp2d_train.metrics import append_line, cut_back, read_lines, write_json
-from tp2d_train.plot import plot_loss
-from tp2d_train.progress import EventLog
-from tp2d_train.runs import SUMMARY_FILE
-
-METRICS_FILE = "metrics.jsonl"
-PLOT_FILE = "loss.png"
+from tp2d_train.folder import RunFolder
+from tp2d_train.report.metrics import append_line, cut_back, read_lines, write_json
+from tp2d_train.report.plot import plot_loss
+from tp2d_train.report.progress import EventLog
 
 
 class Record:
@@ -21,32 +17,32 @@ class Record:
         active: whether this is rank 0.
     """
 
-    def __init__(self, folder: Path, *, active: bool) -> None:
+    def __init__(self, folder: RunFolder, *, active: bool) -> None:
         self._folder = folder
         self._active = active
         self._events = EventLog(folder)
 
     def resume(self, *, step: int) -> None:
-        """Drops the figures of steps that will be computed again."""
+        """Drops the metrics of steps that will be computed again."""
         if self._active:
-            cut_back(self._folder / METRICS_FILE, step=step)
+            cut_back(self._folder.metrics, step=step)
 
-    def figures(self, line: Mapping[str, Any]) -> None:
+    def metrics(self, line: Mapping[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
         if self._active:
-            append_line(self._folder / METRICS_FILE, line)
+            append_line(self._folder.metrics, line)
 
-    def event(self, event: str, **figures: Any) -> None:
-        """Adds an event for whoever watches."""
+    def event(self, event: str, **values: Any) -> None:
+        """Adds an event for the driver's view."""
         if self._active:
-            self._events.write(event, **figures)
+            self._events.write(event, **values)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Replaces `summary.json`."""
         if self._active:
-            write_json(self._folder / SUMMARY_FILE, values)
+            write_json(self._folder.summary, values)
 
-    def picture(self, *, title: str) -> None:
+    def plot(self, *, title: str) -> None:
         """Draws `loss.png` from all of `metrics.jsonl`."""
         if self._active:
-            plot_loss(read_lines(self._folder / METRICS_FILE)[0], self._folder / PLOT_FILE, title=title)
+            plot_loss(read_lines(self._folder.metrics)[0], self._folder.plot, title=title)

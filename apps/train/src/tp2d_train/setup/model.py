@@ -1,10 +1,8 @@
 """From a model's name to its configuration and weights: `builtin:...`, a local folder, or a hub name.
 
-The driver asks for the configuration only, to check it; the workers ask for the weights too, which a node downloads
-once (the hub's cache has locks). A hub name costs the driver one short request, and none where the cache has it.
+The driver checks the configuration and needs no weights. The workers take the weights too, which a node downloads once
+(the hub's cache has locks). A hub name costs the driver one short request, and none where the cache has it.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -12,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tp2d_train.config import TrainConfig
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-BUILTIN_VOCABULARY = 4096  # of the built-in tokenizer
 BUILTIN_SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 8},
     "small": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
@@ -32,39 +31,55 @@ class ResolvedModel:
         tokenizer_name: what to load its tokenizer from: a folder, a hub name or `builtin:...`.
     """
 
-    config: PretrainedConfig
+    config: "PretrainedConfig"
     weights: Path | None
     tokenizer_name: str
 
 
-def resolve_model(
-    model_name: str, *, from_scratch: bool = False, trust_remote_code: bool = False, need_weights: bool = True
-) -> ResolvedModel:
-    """Finds a model by its name.
+def check(config: TrainConfig) -> ResolvedModel:
+    """The model without its weights, which are looked for only where the name is a folder; for the driver.
+
+    Raises:
+        ValueError: there is no such model, a folder has no weights, or rows are longer than the model has positions.
+    """
+    return _checked(config, resolve_model(config, need_weights=False))
+
+
+def build(config: TrainConfig) -> ResolvedModel:
+    """The model with its weights on this node's disk; for a worker.
+
+    Raises:
+        ValueError: as `check`, or the model has no weights and `from_scratch` is off.
+    """
+    return _checked(config, resolve_model(config))
+
+
+def resolve_model(config: TrainConfig, *, need_weights: bool = True) -> ResolvedModel:
+    """Finds the model that `model_name` means.
 
     Args:
-        model_name: `builtin:tiny`, `builtin:small`, a local folder or a hub name.
-        from_scratch: take the configuration only; the weights will be drawn from the seed.
-        trust_remote_code: let transformers run code that comes with the model.
-        need_weights: download a hub model's weights; False on the driver, which asks for the configuration only.
+        config: `model_name`, `tokenizer_name`, `from_scratch` (take no weights) and `trust_remote_code` are read.
+        need_weights: download a hub model's weights.
 
     Raises:
         ValueError: there is no such model, or it has no weights and `from_scratch` is off.
     """
-    if model_name.startswith("builtin:"):
-        config = builtin_config(model_name.removeprefix("builtin:"))
-        return ResolvedModel(config=config, weights=None, tokenizer_name=model_name)
-    folder = _local_folder(model_name)
+    name = config.model_name
+    tokenizer_name = config.tokenizer_name or name
+    if config.is_builtin:
+        model = builtin_config(name.removeprefix("builtin:"))
+        return ResolvedModel(config=model, weights=None, tokenizer_name=tokenizer_name)
+    folder = _local_folder(name)
     if folder is None:
-        _check_hub_name(model_name)
-        folder = _hub_folder(model_name, weights=need_weights and not from_scratch)
-    if not from_scratch and (need_weights or Path(model_name).is_dir()):
+        _check_hub_name(name)
+        folder = _hub_folder(name, weights=need_weights and not config.from_scratch)
+    if not config.from_scratch and (need_weights or Path(name).is_dir()):
         check_weights(folder)
-    config = _read_config(folder, trust_remote_code=trust_remote_code)
-    return ResolvedModel(config=config, weights=None if from_scratch else folder, tokenizer_name=model_name)
+    model = _read_config(folder, trust_remote_code=config.trust_remote_code)
+    return ResolvedModel(config=model, weights=None if config.from_scratch else folder, tokenizer_name=tokenizer_name)
 
 
-def builtin_config(size: str) -> PretrainedConfig:
+def builtin_config(size: str) -> "PretrainedConfig":
     """The configuration of a built-in model: Qwen2-shaped, tied, for the built-in tokenizer.
 
     Raises:
@@ -73,6 +88,7 @@ def builtin_config(size: str) -> PretrainedConfig:
     if size not in BUILTIN_SIZES:
         names = ", ".join(f"builtin:{name}" for name in BUILTIN_SIZES)
         raise ValueError(f"unknown model_name 'builtin:{size}': choose {names}, a local folder or a hub name")
+    from tp2d_data import BUILTIN_VOCABULARY
     from transformers import Qwen2Config
 
     return Qwen2Config(
@@ -99,6 +115,17 @@ def check_weights(folder: Path) -> None:
             f"model folder {folder} has no {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}: save it with "
             "save_pretrained, or give --from-scratch to initialise the weights from the seed"
         )
+
+
+def _checked(config: TrainConfig, model: ResolvedModel) -> ResolvedModel:
+    """Refuses rows longer than the model has positions."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and config.seq_length > positions:
+        raise ValueError(
+            f"seq_length {config.seq_length} is longer than the {positions} positions of {config.model_name}: "
+            f"choose at most {positions}"
+        )
+    return model
 
 
 def _local_folder(name: str) -> Path | None:
@@ -145,7 +172,7 @@ def _has_weights(folder: Path) -> bool:
     return True
 
 
-def _read_config(folder: Path, *, trust_remote_code: bool) -> PretrainedConfig:
+def _read_config(folder: Path, *, trust_remote_code: bool) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:

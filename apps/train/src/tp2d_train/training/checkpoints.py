@@ -5,23 +5,16 @@ settings, equal on all ranks; and this rank's random state.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch.distributed as dist
 from tp2d_ckpt import Checkpointer, CheckpointInfo, capture_rng, restore_rng
 from tp2d_mesh import Mesh
 
-from tp2d_train.engines import Engine
-from tp2d_train.state import RunState
+from tp2d_train.contracts import Engine, Loader
+from tp2d_train.training.state import RunState
 
 Report = Callable[[CheckpointInfo, Mapping[str, Any]], None]
-
-
-class Resumable(Protocol):
-    """What a data loader gives for resuming."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Checkpoints:
@@ -33,8 +26,8 @@ class Checkpoints:
         mesh: the mesh of all ranks.
         engine: whose tensors are saved, and filled in place.
         loader: the training data, whose position is saved.
-        settings: the configuration, saved for who opens the checkpoint later.
-        report: called on every rank with a committed checkpoint and its figures, e.g. Ray's report.
+        settings: the configuration, saved for whoever opens the checkpoint later.
+        report: called on every rank with a committed checkpoint and its metrics, e.g. Ray's report.
     """
 
     def __init__(
@@ -44,7 +37,7 @@ class Checkpoints:
         newest: Callable[[], CheckpointInfo | None],
         mesh: Mesh,
         engine: Engine,
-        loader: Resumable,
+        loader: Loader,
         settings: Mapping[str, Any],
         report: Report | None = None,
     ) -> None:
@@ -56,13 +49,13 @@ class Checkpoints:
         self._settings = dict(settings)
         self._report = report
 
-    def save(self, run: RunState, *, seconds: Mapping[str, float], figures: Mapping[str, Any]) -> CheckpointInfo:
+    def save(self, run: RunState, *, seconds: Mapping[str, float], metrics: Mapping[str, Any]) -> CheckpointInfo:
         """Commits the run as it is; a collective. When it returns, a kill loses nothing up to here.
 
         Args:
             run: the counters.
             seconds: the run's time by phase; rank 0's is saved.
-            figures: what to report with it, plain numbers.
+            metrics: what to report with it, plain numbers.
         """
         state = {
             **self._of_rank_0({"run": run.as_dict(), "seconds": dict(seconds)}),
@@ -73,7 +66,7 @@ class Checkpoints:
         own = {"rng": capture_rng(self._mesh.device)}
         info = self._checkpointer.save(step=run.step, tensors=self._engine.state(), state=state, rank_state=own)
         if self._report is not None:
-            self._report(info, figures)
+            self._report(info, metrics)
         return info
 
     def restore(self) -> tuple[RunState, dict[str, float], CheckpointInfo | None]:

@@ -1,11 +1,11 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to step out of time.
+"""The learning rate as a pure function of the step, so that there is nothing to save.
 
 The values are those of `transformers.get_scheduler` at the same step, so a run can be compared with a Hugging Face one.
 """
 
 import math
 
-KINDS = ("constant", "linear", "cosine")
+from tp2d_train.config import SCHEDULES
 
 
 def learning_rate(step: int, *, base: float, kind: str, warmup_steps: int, total_steps: int) -> float:
@@ -17,13 +17,13 @@ def learning_rate(step: int, *, base: float, kind: str, warmup_steps: int, total
         base: the rate at the end of the warm-up.
         kind: `constant`; `linear`, falling to 0 at `total_steps`; or `cosine`, half a period from `base` to 0.
         warmup_steps: steps of a linear rise from 0 to `base`.
-        total_steps: the schedule's horizon; beyond it the rate stays at its last value.
+        total_steps: the step at which the schedule ends; beyond it the rate stays at its last value.
 
     Raises:
         ValueError: an unknown `kind`.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown lr_scheduler {kind!r}: choose {', '.join(KINDS)}")
+    if kind not in SCHEDULES:
+        raise ValueError(f"unknown lr_scheduler {kind!r}: choose {', '.join(SCHEDULES)}")
     if step < warmup_steps:
         return base * step / warmup_steps
     if kind == "constant":

@@ -4,10 +4,9 @@ import dataclasses
 from typing import Any, Self
 
 import torch
+from tp2d_mesh import StepStats
 
-from tp2d_train.engines import StepStats
-
-Number = int | float | torch.Tensor
+from tp2d_train.report.meter import Number
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -27,7 +26,7 @@ class RunState:
         evaluated_at: the step of the last evaluation.
         eval_loss: of the last evaluation.
         best_eval_loss: the lowest of an evaluation.
-        total_steps: the schedule's horizon, 0 before the loop has set it.
+        total_steps: the step at which the run and its schedule end, 0 before the loop has set it.
     """
 
     step: int = 0

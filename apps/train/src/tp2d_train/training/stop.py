@@ -1,8 +1,8 @@
 """Stopping at one and the same step on every rank, on a signal or because the driver asks.
 
 A signal reaches one process, a file is seen by one rank first, and a rank that leaves alone hangs the rest. So every
-step posts an all-reduce of this rank's wish and reads the one that the step before posted. That one has crossed the
-network while the step computed: no step waits for it, nor for a GPU, and the answer is one step late.
+step posts an all-reduce of whether this rank was asked to stop, and reads the one that the step before posted. That
+one has crossed the network while the step computed. No step waits for it, nor for a GPU; the answer is one step late.
 """
 
 import signal
@@ -19,8 +19,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def wish_to_stop(file: Path | None) -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM and SIGINT are wishes; so is the existence of `file`, which the driver makes.
+def stop_requests(file: Path | None) -> Iterator[Callable[[], bool]]:
+    """Within the block SIGTERM, SIGINT and the existence of `file`, which the driver makes, are requests to stop.
 
     One rank is enough to look for the file after every step; the others pass None.
 
@@ -28,7 +28,7 @@ def wish_to_stop(file: Path | None) -> Iterator[Callable[[], bool]]:
     without a signal they could take: there the file is the way.
 
     Yields:
-        A function that says whether this process knows of a wish.
+        A function that says whether this process knows of a request.
     """
     signalled = threading.Event()
     mine = threading.current_thread() is threading.main_thread()
@@ -41,23 +41,23 @@ def wish_to_stop(file: Path | None) -> Iterator[Callable[[], bool]]:
 
 
 class StopVote:
-    """Makes one rank's wish to stop every rank's, at the same step.
+    """Makes one rank's request to stop known to every rank at the same step.
 
     Args:
-        wish: whether this rank wishes to stop.
+        requested_here: whether this rank was asked to stop.
         timeout: how long a lost peer may keep the others waiting.
     """
 
-    def __init__(self, wish: Callable[[], bool], *, timeout: timedelta) -> None:
-        self._wish = wish
+    def __init__(self, requested_here: Callable[[], bool], *, timeout: timedelta) -> None:
+        self._requested_here = requested_here
         # A group of its own, on the CPU whatever the run computes on: its operations overlap with the engine's.
         self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._posted: tuple[dist.Work, torch.Tensor] | None = None
 
     def requested(self) -> bool:
-        """Whether any rank wished to stop a step ago; a collective, called once after every step."""
+        """Whether any rank was asked to stop a step ago; a collective, called once after every step."""
         answer = self.settle()
-        flag = torch.tensor([int(self._wish())])
+        flag = torch.tensor([int(self._requested_here())])
         self._posted = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True), flag
         return answer
 

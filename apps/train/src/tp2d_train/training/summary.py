@@ -9,17 +9,18 @@ from tp2d_data import Statistics
 from tp2d_mesh.devices import peak_memory
 
 from tp2d_train.config import TrainConfig
-from tp2d_train.meter import Clock, Meter
-from tp2d_train.parts import Parts
-from tp2d_train.record import Record
-from tp2d_train.state import RunState
+from tp2d_train.fields import text_of
+from tp2d_train.report.meter import Clock, Meter
+from tp2d_train.report.record import Record
+from tp2d_train.setup.build import Parts
+from tp2d_train.training.state import RunState
 
 PACKAGES = ("torch", "transformers", "ray", "tp2d-train", "tp2d-mesh", "tp2d-data", "tp2d-ckpt")
-STATE_FIGURES = ("step", "epoch", "tokens", "total_steps", "mean_loss", "best_loss", "eval_loss", "best_eval_loss")
+STATE_METRICS = ("step", "epoch", "tokens", "total_steps", "mean_loss", "best_loss", "eval_loss", "best_eval_loss")
 
 
 def announce(config: TrainConfig, parts: Parts, run: RunState, record: Record, *, resumed: str | None) -> None:
-    """Writes the events of a start, cuts the figures back to where it begins, and marks the run as not finished."""
+    """Writes the events of a start, drops the metrics of steps to come, and marks the run as not finished."""
     place = {"step": run.step, "epoch": run.epoch, "total_steps": run.total_steps}
     record.resume(step=run.step)
     record.summary({"finished": False, **place, **_identity(config, parts)})
@@ -46,19 +47,18 @@ def summarise(
 ) -> dict[str, Any]:
     """The contents of `summary.json`: what trained, how far and how well, how long and how fast.
 
-    `tokens_per_second`, `step_seconds` and `mfu` are of this start's steps but the first; a figure that is not known
-    is absent.
+    `tokens_per_second`, `step_seconds` and `mfu` are of this start's steps but the first. What is not known is absent.
     """
-    figures = run.as_dict()
+    state = run.as_dict()
     memory = peak_memory(parts.mesh.device)
     values = {
         "finished": finished,
         **_identity(config, parts),
-        **{name: figures[name] for name in STATE_FIGURES},
-        "final_loss": figures["last_loss"],
+        **{name: state[name] for name in STATE_METRICS},
+        "final_loss": state["last_loss"],
         "num_epochs": config.num_epochs,
         "max_steps": config.max_steps,
-        **meter.overall(step=run.step, tokens=figures["tokens"]),
+        **meter.overall(step=run.step, tokens=state["tokens"]),
         "memory_bytes": memory,
         "data": None if parts.loader.statistics is None else asdict(parts.loader.statistics),
         "seconds": dict(clock.seconds),
@@ -71,7 +71,8 @@ def conclude(config: TrainConfig, summary: dict[str, Any], record: Record) -> No
     """Writes `summary.json`, `loss.png` and the last event."""
     name = f"{config.name} · " if config.name else ""
     record.summary(summary)
-    record.picture(title=f"{name}{config.model_name} on {config.dataset_name} · {config.engine} {summary['mesh']}")
+    what = f"{config.model_name} on {text_of(config.dataset_name)}"
+    record.plot(title=f"{name}{what} · {config.engine} {summary['mesh']}")
     seconds = sum(summary["seconds"].values())
     place = {key: summary[key] for key in ("step", "epoch", "total_steps", "tokens")}
     record.event("finished" if summary["finished"] else "stopped", **place, seconds=seconds)
@@ -86,8 +87,8 @@ def _identity(config: TrainConfig, parts: Parts) -> dict[str, Any]:
         "engine": config.engine,
         "mesh": str(parts.mesh.layout),
         "device": parts.mesh.device.type,
-        "precision": parts.precision,
+        "precision": parts.precision.name,
         "model_name": config.model_name,
-        "dataset_name": config.dataset_name,
-        "parameters": parts.parameters,
+        "dataset_name": text_of(config.dataset_name),
+        "parameters": parts.engine.parameter_count,
     }

@@ -1,23 +1,22 @@
 """One rank of a run, from its settings to its last line.
 
-`train_func` is what every launcher calls on every rank, and what a `TorchTrainer` of the user's own takes.
+`train_func` is what every launcher calls on every rank, and what a user's own `TorchTrainer` takes.
 """
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from tp2d_train.config import TrainConfig
-from tp2d_train.loop import Loop
-from tp2d_train.meter import Clock, Meter
-from tp2d_train.parts import build
-from tp2d_train.progress import EventLog
-from tp2d_train.record import Record
-from tp2d_train.runs import STOP_FILE
-from tp2d_train.stop import StopVote, wish_to_stop
-from tp2d_train.summary import announce, conclude, summarise
-from tp2d_train.surroundings import own_device, own_rank, own_world_size, run_checkpoints, run_folder
+from tp2d_train.folder import RunFolder
+from tp2d_train.report.meter import Clock, Meter
+from tp2d_train.report.progress import EventLog
+from tp2d_train.report.record import Record
+from tp2d_train.setup.build import build
+from tp2d_train.training.host import Host, find_host, own_rank, own_world_size
+from tp2d_train.training.loop import Loop
+from tp2d_train.training.stop import StopVote, stop_requests
+from tp2d_train.training.summary import announce, conclude, summarise
 
 
 def train_func(config: dict[str, Any]) -> dict[str, Any]:
@@ -35,12 +34,12 @@ def train_func(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the settings, the model, the data or the placement cannot work.
     """
-    settings = _settings(config)
-    folder = run_folder(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    with wish_to_stop(folder / STOP_FILE if own_rank() == 0 else None) as wish:
+    settings, host = _settings(config), find_host()
+    folder = host.folder(settings)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with stop_requests(folder.stop if own_rank() == 0 else None) as requested:
         try:
-            return _train(settings, folder, wish)
+            return _train(settings, host, folder, requested)
         except Exception as error:
             EventLog(folder).write_failure(error, rank=own_rank())
             raise
@@ -52,17 +51,17 @@ def _settings(config: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**config if known else {**config, "num_workers": own_world_size()})
 
 
-def _train(config: TrainConfig, folder: Path, wish: Callable[[], bool]) -> dict[str, Any]:
-    device = own_device(config.device)
+def _train(config: TrainConfig, host: Host, folder: RunFolder, requested: Callable[[], bool]) -> dict[str, Any]:
+    device = host.device(config.device)
     clock = Clock(device)
     parts = build(config, device=device, progress=lambda text: EventLog(folder).write("data", message=text))
-    checkpoints = run_checkpoints(config, folder, mesh=parts.mesh, engine=parts.engine, loader=parts.loader)
+    checkpoints = host.checkpoints(config, folder, mesh=parts.mesh, engine=parts.engine, loader=parts.loader)
     run, seconds, info = checkpoints.restore()
     clock.carry_over(seconds)
     clock.lap("setup")
     record = Record(folder, active=parts.mesh.rank == 0)
     meter = Meter(clock, parts.hardware, step=run.step, tokens=int(run.tokens))
-    vote = StopVote(wish, timeout=timedelta(seconds=config.timeout_s))
+    vote = StopVote(requested, timeout=timedelta(seconds=config.timeout_s))
     loop = Loop(
         config,
         engine=parts.engine,
@@ -80,7 +79,7 @@ def _train(config: TrainConfig, folder: Path, wish: Callable[[], bool]) -> dict[
     summary = summarise(config, parts, run, clock=clock, meter=meter, finished=finished)
     conclude(config, summary, record)
     if parts.mesh.rank == 0:
-        (folder / STOP_FILE).unlink(missing_ok=True)  # a wish that was granted
+        folder.stop.unlink(missing_ok=True)  # a request that was granted
     vote.settle()
     parts.engine.close()
     parts.mesh.close()

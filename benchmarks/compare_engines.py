@@ -1,26 +1,21 @@
 """Both engines on the same seed, data and mesh: how far their losses are apart, their speed, a picture of the curves.
 
-    python benchmarks/compare_engines.py --picture docs/engines.png
+    python benchmarks/compare_engines.py --picture docs/engines.png     # about 3 minutes on two cores
+    python benchmarks/compare_engines.py --steps 20                     # about 2 minutes
 
-The built-in job on 2x2, once with each engine (and ZeRO stage), through the command line. Prints a table; speed is a
-ratio to fsdp2 in the same call, without the first step. Exits with 1 if two losses of the first 20 steps differ by 1e-5
-or more.
+The built-in job on 2x2, once with each engine (and ZeRO stage), through the command line. Prints a table; the speed is
+a ratio to that of fsdp2 in the same call, without the first step. Exits with 1 if two losses of the first 20 steps
+differ by 1e-5 or more.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-
-import matplotlib.pyplot as plt
+from common import Curve, draw, read_lines, run_logged, table, train_command
+from tp2d_train.folder import RunFolder
 
 RUNS = {
     "fsdp2": ["--engine", "fsdp2"],
@@ -35,7 +30,7 @@ STYLES = {
 
 
 def main() -> int:
-    """Run, compare, draw."""
+    """Runs, compares and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--picture", type=Path, help="where to draw the curves")
     parser.add_argument("--steps", type=int, default=60)
@@ -43,8 +38,8 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: run(line, Path(folder), options) for name, line in RUNS.items()}
-        curves = {name: losses(path) for name, path in runs.items()}
-        print_table(runs, curves)
+        curves = {name: losses(made) for name, made in runs.items()}
+        print("\n".join(table_of(runs, curves)))
     first, *others = curves.values()
     worst = {
         steps: max(abs(a - b) for other in others for a, b in zip(first[:steps], other[:steps], strict=True))
@@ -53,46 +48,36 @@ def main() -> int:
     for steps, difference in worst.items():
         print(f"largest difference of two engines' losses over {steps} steps: {difference:.1e}")
     if options.picture:
-        draw(curves, options.picture)
+        drawn = [
+            Curve(label=name, points=list(enumerate(values, start=1)), style=STYLES[name])  # thick below thin: all show
+            for name, values in curves.items()
+        ]
+        draw({"": drawn}, options.picture, x="optimizer step", y="loss (nats per token)", size=(7.2, 3.6), font=11)
     return 0 if worst[20] < 1e-5 else 1
 
 
-def run(line: list[str], root: Path, options: argparse.Namespace) -> Path:
-    """Train once; returns the run's folder."""
+def run(line: list[str], root: Path, options: argparse.Namespace) -> RunFolder:
+    """Trains once; returns the run's folder."""
     name = "-".join(word.strip("-") for word in line)
-    command = [sys.executable, "-m", "tp2d_train", *line, "--launcher", options.launcher, "--storage-path", str(root)]
-    command += ["--name", name, "--max-steps", str(options.steps), "--log-interval", "1"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return root / name
+    line = [*line, "--launcher", options.launcher, "--storage-path", str(root), "--name", name]
+    run_logged(train_command(*line, "--max-steps", str(options.steps), "--log-interval", "1"))
+    return RunFolder(root / name)
 
 
-def losses(path: Path) -> list[float]:
+def losses(run: RunFolder) -> list[float]:
     """The loss of every step of one run."""
-    lines = [json.loads(text) for text in (path / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line["loss"] for line in read_lines(run.metrics) if "loss" in line]
 
 
-def print_table(runs: dict[str, Path], curves: dict[str, list[float]]) -> None:
-    """A row per run: its last loss, its speed against the first run's, its peak memory on rank 0."""
-    summaries = {name: json.loads((path / "summary.json").read_text()) for name, path in runs.items()}
+def table_of(runs: dict[str, RunFolder], curves: dict[str, list[float]]) -> list[str]:
+    """A row for each run: its last loss, its speed against the first run's, its peak memory on rank 0."""
+    summaries = {name: json.loads(run.summary.read_text()) for name, run in runs.items()}
     base = next(iter(summaries.values()))["tokens_per_second"]
-    print("| engine | loss of the last step | tokens per second, ratio | MiB, rank 0 |\n|---|---|---|---|")
+    rows = []
     for name, summary in summaries.items():
         speed, memory = summary["tokens_per_second"] / base, summary["memory_bytes"] / 2**20
-        print(f"| {name} | {curves[name][-1]:.6f} | {speed:.2f} | {memory:.0f} |")
-
-
-def draw(curves: dict[str, list[float]], path: Path) -> None:
-    """All curves in one picture, thick below thin, so that each can be seen where they are equal."""
-    figure, axes = plt.subplots(figsize=(7.2, 3.6), dpi=150)
-    for name, values in curves.items():
-        axes.plot(range(1, len(values) + 1), values, label=name, **STYLES[name])
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Software": None})
+        rows.append([name, f"{curves[name][-1]:.6f}", f"{speed:.2f}", f"{memory:.0f}"])
+    return table("engine | loss of the last step | tokens per second, ratio | MiB, rank 0", rows)
 
 
 if __name__ == "__main__":

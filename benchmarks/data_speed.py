@@ -1,51 +1,74 @@
-"""A whole job against the tutorials' recipe: useful tokens per second and held-out loss at equal wall time.
+"""A whole job against the tutorials' recipe: useful tokens per second and held-out loss in equal wall time.
 
     python benchmarks/data_speed.py                     # everything, about 65 minutes; the machine must be quiet
-    python benchmarks/data_speed.py --quick --only autotp:512
-    python benchmarks/data_speed.py --report            # table and picture once more, from the figures kept
+    python benchmarks/data_speed.py --quick --only autotp:512    # does it work? about 3 minutes
+    python benchmarks/data_speed.py --report            # table and picture again, from the kept measurements
 
-One Qwen2-shaped model, its tokenizer trained on the text, 2x2 workers under Ray Train, first `tutorial_recipe.py`, then
-`python -m tp2d_train`, never both at a time. Each process is measured from its start to its exit, with nothing cached
-from an earlier one; after `--seconds` it is asked to stop, saves and leaves. Useful tokens are the predicted ones, each
-counted once. Each recipe takes the best of three learning rates, tried with fsdp2 for `--try-seconds`. The held-out
-loss is that of the weights saved last, a mean over the tokens of the last 5 % of the lines, computed by one process
-for both recipes in the same way. Every measurement is kept in `data_speed.json` as soon as it is there.
+One Qwen2-shaped model, its tokenizer trained on the text, 2x2 workers under Ray Train; first `tutorial_recipe.py`, then
+`python -m tp2d_train`, never both at a time. Each process is measured from its start to its exit, with empty caches.
+After `--seconds` it is asked to stop, saves and exits. A useful token is a predicted one, counted once. Each recipe
+trains with the best of three learning rates, each tried with fsdp2 for `--try-seconds`. The held-out loss is that of
+the weights saved last: the mean over the tokens of the last 5 % of the lines, computed by one process in the same way
+for both recipes. Each measurement is kept in `data_speed.json` as soon as it is made.
 """
 
-from __future__ import annotations
-
 import argparse
+import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
-import tutorial_recipe
-from data_speed_report import read_kept, write_report
+from common import (
+    DOCS,
+    HERE,
+    RESULTS,
+    WIKITEXT,
+    Curve,
+    Measured,
+    draw,
+    read_lines,
+    run_logged,
+    table,
+    train_command,
+    versions,
+    write_result,
+)
+from held_out import evaluate, load_weights, prepare
+from tp2d_train.folder import RunFolder
 
-HERE = Path(__file__).parent
-DATA = HERE.parent.parent / "shared" / "data" / "wikitext2"
 ENGINES, LENGTHS, RECIPES = ("fsdp2", "autotp"), (512, 2048), ("tutorial", "tp2d")
-BATCHES = {512: 4, 2048: 1}  # rows of a micro-batch: equally many tokens, padding and all, of every step
+NAMES = {"tutorial": "tutorials' recipe", "tp2d": "tp2d"}
+COLOURS = {"tutorial": "#ea580c", "tp2d": "#2563eb"}
+BATCHES = {512: 4, 2048: 1}  # rows of a micro-batch: equally many tokens of every step, padding included
 RATES = (3e-4, 1e-3, 3e-3)
-HELD_OUT, VOCABULARY = 0.05, 4096
-LEAVING_SECONDS = 300  # to finish a step, save and exit
-EVALUATED_TOKENS = 512  # of a held-out line, at every seq_length
-SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 8}
+SMOOTHED_OVER = 10.0  # seconds
+PACKAGES = ("torch", "transformers", "ray", "deepspeed", "datasets")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run to measure. Its fields are kept with the measurement, under the same names."""
+
+    length: int  # tokens of a row
+    recipe: str
+    packing: str
+    engine: str
+    purpose: str  # try (a learning rate) or final
+    seconds: float
+    rate: float
 
 
 def main() -> int:
-    """Measures what is asked for, then writes the table and the picture of all that is kept."""
+    """Measures what is asked for, then writes the table and the picture of everything that is kept."""
     options = read_options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no run is left behind
     if options.report:
-        return write_report(options.kept)
+        return report(options.kept)
     if options.quick:
         options.kept.unlink(missing_ok=True)
     if not (options.data / "train.txt").exists():
@@ -57,19 +80,19 @@ def main() -> int:
         for engine, length in options.only:
             for recipe in RECIPES:
                 measure(root, options, engine=engine, length=length, recipe=recipe)
-    return write_report(options.kept)
+    return report(options.kept)
 
 
 def read_options() -> argparse.Namespace:
-    """The command line; `--quick` means short times, one rate, and figures that are kept elsewhere."""
+    """The command line; `--quick` means short runs, one rate, and measurements that are kept elsewhere."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with train.txt, a document a line")
+    parser.add_argument("--data", type=Path, default=WIKITEXT, help="folder with train.txt, a document a line")
     parser.add_argument("--only", action="append", type=case, metavar="ENGINE:LENGTH", help="e.g. fsdp2:512; repeat")
-    parser.add_argument("--seconds", type=float, default=302.0, help="of each measured run")
+    parser.add_argument("--seconds", type=float, default=302.0, help="of each final run")
     parser.add_argument("--try-seconds", type=float, default=100.0, help="of each learning rate tried")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to try")
     parser.add_argument("--packing", choices=("pad", "concat", "best_fit"), default="best_fit")
-    parser.add_argument("--kept", type=Path, default=HERE / "results" / "data_speed.json")
+    parser.add_argument("--kept", type=Path, default=RESULTS / "data_speed.json")
     parser.add_argument("--quick", action="store_true", help="60 seconds a run, one rate: does the script work?")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     options = parser.parse_args()
@@ -88,86 +111,59 @@ def case(text: str) -> tuple[str, int]:
     return engine, int(length)
 
 
-def prepare(root: Path, data: Path) -> None:
-    """Makes `root`/train, `root`/held-out and `root`/model (configuration and tokenizer, no weights)."""
-    from transformers import Qwen2Config, Qwen2Tokenizer
-
-    lines = (data / "train.txt").read_text(encoding="utf-8").splitlines(keepends=True)
-    cut = round(len(lines) * (1 - HELD_OUT))
-    for name, part in (("train", lines[:cut]), ("held-out", lines[cut:])):
-        (root / name).mkdir()
-        (root / name / "train.txt").write_text("".join(part), encoding="utf-8")
-    tokenizer = Qwen2Tokenizer().train_new_from_iterator(lines[:cut], VOCABULARY, show_progress=False)
-    tokenizer.save_pretrained(root / "model")
-    config = Qwen2Config(
-        **SIZES,
-        num_key_value_heads=4,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        architectures=["Qwen2ForCausalLM"],
-    )
-    config.save_pretrained(root / "model")
-
-
 def measure(root: Path, options: argparse.Namespace, *, engine: str, length: int, recipe: str) -> None:
-    """One recipe at its best rate, and before that the rates, unless they are kept already."""
-    what: dict[str, Any] = {"length": length, "recipe": recipe}
-    rates = options.rates if len(options.rates) > 1 else ()
-    what |= {"packing": options.packing if recipe == "tp2d" else "pad"}
-    tries = {"engine": "fsdp2", "purpose": "try", "seconds": options.try_seconds}
-    tried = [kept_or_run(root, options, **what, **tries, rate=rate) for rate in rates]
-    best = min(tried, key=lambda figures: figures["held_out_loss"])["rate"] if tried else options.rates[0]
-    kept_or_run(root, options, **what, engine=engine, purpose="final", seconds=options.seconds, rate=best)
+    """One recipe at its best learning rate, after all rates were tried, unless the measurements are kept already."""
+    packing = options.packing if recipe == "tp2d" else "pad"
+    final = Job(
+        length=length,
+        recipe=recipe,
+        packing=packing,
+        engine=engine,
+        purpose="final",
+        seconds=options.seconds,
+        rate=options.rates[0],
+    )
+    if len(options.rates) > 1:
+        trial = dataclasses.replace(final, engine="fsdp2", purpose="try", seconds=options.try_seconds)
+        tried = [kept_or_run(root, options.kept, dataclasses.replace(trial, rate=rate)) for rate in options.rates]
+        best = min(tried, key=lambda measured: measured["held_out_loss"])["rate"]
+        final = dataclasses.replace(final, rate=best)
+    kept_or_run(root, options.kept, final)
 
 
-def kept_or_run(root: Path, options: argparse.Namespace, **what: Any) -> dict[str, Any]:
-    """The figures of one run: those kept for the same `what`, else measured now and kept."""
-    kept = read_kept(options.kept)
-    for figures in kept:
-        if all(figures[name] == value for name, value in what.items()):
-            return figures
-    figures = {**what, **run(root, **what), "versions": versions(), "cores": os.cpu_count()}
-    options.kept.parent.mkdir(parents=True, exist_ok=True)
-    options.kept.write_text(json.dumps([*kept, figures]) + "\n", encoding="utf-8")
-    speed = figures["tokens"] / figures["wall_seconds"]
-    shown = " ".join(str(what[name]) for name in ("engine", "length", "recipe", "rate"))
+def kept_or_run(root: Path, path: Path, job: Job) -> Measured:
+    """What was measured for `job` and is kept in the file `path`, else measured now and kept."""
+    kept, fields = read_kept(path), dataclasses.asdict(job)
+    for measured in kept:
+        if all(measured[name] == value for name, value in fields.items()):
+            return measured
+    measured = {**fields, **run(root, job), "versions": versions(*PACKAGES), "cores": os.cpu_count()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([*kept, measured]) + "\n", encoding="utf-8")
     print(
-        f"{time.strftime('%H:%M:%S')} {shown}: {figures['steps']} steps in {figures['wall_seconds']:.0f} s, "
-        f"{speed:.0f} useful tok/s, held-out loss {figures['held_out_loss']:.3f}",
+        f"{time.strftime('%H:%M:%S')} {job.engine} {job.length} {job.recipe} {job.rate}: {measured['steps']} steps in "
+        f"{measured['wall_seconds']:.0f} s, {speed(measured):.0f} useful tok/s, "
+        f"held-out loss {measured['held_out_loss']:.3f}",
         flush=True,
     )
-    return figures
+    return measured
 
 
-def versions() -> dict[str, str]:
-    """Of what the speed depends on."""
-    return {name: version(name) for name in ("torch", "transformers", "ray", "deepspeed", "datasets")}
-
-
-def run(root: Path, *, engine: str, length: int, rate: float, **how: Any) -> dict[str, Any]:
-    """Trains once in a process of its own, and evaluates what it has saved."""
-    ours = how["recipe"] == "tp2d"
+def run(root: Path, job: Job) -> Measured:
+    """Trains once in a process of its own, and evaluates the weights that it saved."""
+    ours = job.recipe == "tp2d"
     with tempfile.TemporaryDirectory(prefix="run-", dir=root) as folder:
         storage = Path(folder)
-        line = ["--engine", engine, "--model-name", str(root / "model"), "--dataset-name", str(root / "train")]
-        line += [
-            "--seq-length",
-            str(length),
-            "--batch-size-per-gpu",
-            str(BATCHES[length]),
-            "--learning-rate",
-            str(rate),
-        ]
-        line += ["--storage-path", str(storage), "--name", "run"]
-        line += ["--log-interval", "5"] if ours else []
-        command = our_command(line, packing=how["packing"]) if ours else tutorial_command(line, seconds=how["seconds"])
+        line = ["--engine", job.engine, "--model-name", str(root / "model"), "--dataset-name", str(root / "train")]
+        line += ["--seq-length", str(job.length), "--batch-size-per-gpu", str(BATCHES[job.length])]
+        line += ["--learning-rate", str(job.rate), "--storage-path", str(storage), "--name", "run"]
+        command = our_command(line, packing=job.packing) if ours else tutorial_command(line, seconds=job.seconds)
         begin = time.time()
-        run_logged(command, environment=environment(storage), stop_after=how["seconds"] if ours else None)
+        run_logged(command, environment=environment(storage), stop_after=job.seconds if ours else None)
         wall = time.time() - begin
-        figures = read_ours(storage / "run", begin=begin) if ours else read_tutorial(storage / "run")
-        loss, tokens = evaluate(root, load_weights(root, storage / "run", engine=engine, ours=ours))
-        return {**figures, "wall_seconds": wall, "held_out_loss": loss, "held_out_tokens": tokens}
+        measured = read_ours(storage / "run", begin=begin) if ours else read_tutorial(storage / "run")
+        loss, tokens = evaluate(root, load_weights(root, storage / "run", engine=job.engine, ours=ours))
+        return {**measured, "wall_seconds": wall, "held_out_loss": loss, "held_out_tokens": tokens}
 
 
 def environment(storage: Path) -> dict[str, str]:
@@ -182,70 +178,111 @@ def tutorial_command(line: list[str], *, seconds: float) -> list[str]:
 
 
 def our_command(line: list[str], *, packing: str) -> list[str]:
-    """The command that a user types, for longer than it will be allowed to run."""
-    command = [sys.executable, "-m", "tp2d_train", *line, "--from-scratch", "--tp-size", "2", "--dp-size", "2"]
-    command += ["--dataset-percentage", "100", "--holdout-percentage", "0", "--num-epochs", "100000"]
-    return [*command, "--packing", packing]
+    """The command that a user types, for more epochs than it will be allowed to run."""
+    line = [*line, "--from-scratch", "--tp-size", "2", "--dp-size", "2", "--packing", packing, "--log-interval", "5"]
+    line += ["--dataset-percentage", "100", "--holdout-percentage", "0", "--num-epochs", "100000"]
+    return train_command(*line)
 
 
-def run_logged(command: list[str], *, environment: dict[str, str], stop_after: float | None) -> None:
-    """Runs a command, with one interrupt after so many seconds; what it said is shown if it does not exit rightly."""
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        try:
-            process.wait(stop_after)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            process.wait(LEAVING_SECONDS)
-        finally:
-            if process.poll() is None:  # this script was stopped, or the run does not end
-                os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode != (0 if stop_after is None else 128 + signal.SIGINT):
-            log.seek(0)
-            raise SystemExit(f"{' '.join(command)}\nexit code {process.returncode}\n{log.read()[-6000:]}")
+def read_tutorial(run: Path) -> Measured:
+    """What the baseline wrote: tokens, steps, and the losses of one rank by seconds since the start."""
+    measured = json.loads((run / "result.json").read_text())
+    return {name: measured[name] for name in ("tokens", "steps", "curve")}
 
 
-def read_tutorial(run: Path) -> dict[str, Any]:
-    """What the baseline wrote: tokens, steps, and losses of one rank by seconds since the start."""
-    figures = json.loads((run / "result.json").read_text())
-    return {name: figures[name] for name in ("tokens", "steps", "curve")}
-
-
-def read_ours(run: Path, *, begin: float) -> dict[str, Any]:
-    """The same of our run; its losses are those of the global batch, every fifth step."""
-    summary = json.loads((run / "summary.json").read_text())
-    events = [json.loads(text) for text in (run / ".events.jsonl").read_text().splitlines()]
-    curve = [(event["time"] - begin, event["loss"]) for event in events if event["event"] == "step"]
+def read_ours(run: Path, *, begin: float) -> Measured:
+    """The same of our run; its losses are those of the global batch, of every fifth step."""
+    folder = RunFolder(run)
+    summary = json.loads(folder.summary.read_text())
+    curve = [(e["time"] - begin, e["loss"]) for e in read_lines(folder.events) if e["event"] == "step"]
     return {"tokens": summary["tokens"], "steps": summary["step"], "curve": curve}
 
 
-def load_weights(root: Path, run: Path, *, engine: str, ours: bool) -> Any:
-    """The model with the weights that a run saved last, whole in this process."""
-    from tp2d_train.export import export
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
+def report(path: Path) -> int:
+    """Writes the table beside the measurements in the file `path`, and the picture, to docs/ for those of results/."""
+    kept = read_kept(path)
+    what = itemgetter("length", "engine", "recipe", "packing")  # of equal ones the newest counts
+    finals = list({what(measured): measured for measured in kept if measured["purpose"] == "final"}.values())
+    finals.sort(key=lambda m: (m["length"], m["engine"] != "fsdp2", m["recipe"] != "tutorial"))
+    if not finals:
+        print(f"nothing to report: {path} holds no measured run")
+        return 1
+    panels: dict[str, list[Curve]] = {}
+    for measured in finals:
+        panels.setdefault(f"{measured['engine']}, seq_length {measured['length']}", []).append(curve_of(measured))
+    picture = (DOCS if path.parent.name == "results" else path.parent) / "data_speed.png"
+    x, y = "wall seconds since the command", "training loss; dot: held-out"
+    draw(panels, picture, x=x, y=y, size=(3.6, 3.2), font=9)
+    write_result(path.with_suffix(".md"), [*heading(finals), *results(finals), *tries(kept)])
+    return 0
 
-    logging.disable_progress_bar()
-    if ours:
-        return AutoModelForCausalLM.from_pretrained(export(run))
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(root / "model"))
-    tutorial_recipe.load_weights(run, model, engine=engine)
-    return model
+
+def read_kept(path: Path) -> list[Measured]:
+    """What was measured so far."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def evaluate(root: Path, model: Any) -> tuple[float, int]:
-    """The mean loss over the predicted tokens of the held-out lines, and their number; one line at a time."""
-    import torch
-    from transformers import AutoTokenizer
+def heading(finals: list[Measured]) -> list[str]:
+    """What the page is about."""
+    first = finals[0]
+    packages = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    tokens = sorted({measured["held_out_tokens"] for measured in finals})
+    return [
+        "# A whole job against the tutorials' recipe",
+        "",
+        f"`python benchmarks/data_speed.py`, {first['cores']} cores, CPU, gloo, fp32, 2x2, {packages}.",
+        "See the script for what is measured and how. A useful token is a predicted one, counted once; wall seconds",
+        "are those of the process, from its start to its exit, with start-up, tokenising and saving. The held-out loss",
+        f"is the mean over {', '.join(map(str, tokens))} tokens of lines that neither has seen, with the weights saved",
+        "at the end.",
+        "",
+    ]
 
-    tokenizer = AutoTokenizer.from_pretrained(root / "model")
-    lines = (root / "held-out" / "train.txt").read_text(encoding="utf-8").splitlines()
-    rows = [torch.tensor([tokenizer(line)["input_ids"][:EVALUATED_TOKENS]]) for line in lines]
-    rows = [row for row in rows if row.numel() > 1]
-    tokens = sum(row.numel() - 1 for row in rows)
-    with torch.inference_mode():
-        model.eval()
-        return sum(float(model(row, labels=row).loss) * (row.numel() - 1) for row in rows) / tokens, tokens
+
+def results(finals: list[Measured]) -> list[str]:
+    """A row for each final run; the ratio is to the baseline of the same engine and length."""
+    base = {(m["length"], m["engine"]): speed(m) for m in finals if m["recipe"] == "tutorial"}
+    rows = []
+    for measured in finals:
+        case = measured["length"], measured["engine"]
+        ratio = f"{speed(measured) / base[case]:.2f}" if case in base else ""
+        work = [f"{measured['wall_seconds']:.0f}", measured["steps"], f"{measured['tokens']:,}"]
+        result = [f"{speed(measured):.0f}", ratio, f"{measured['held_out_loss']:.3f}"]
+        rows.append([*case, name_of(measured), f"{measured['rate']:g}", *work, *result])
+    head = "seq_length | engine | recipe | learning rate | wall s | steps | useful tokens | useful tok/s | ratio"
+    return table(f"{head} | held-out loss", rows)
+
+
+def tries(kept: list[Measured]) -> list[str]:
+    """A row for each learning rate that was tried."""
+    found = [measured for measured in kept if measured["purpose"] == "try"]
+    if not found:
+        return []
+    found.sort(key=lambda m: (m["length"], m["recipe"] != "tutorial", m["rate"]))
+    rows = [[m["length"], name_of(m), f"{m['rate']:g}", m["steps"], f"{m['held_out_loss']:.3f}"] for m in found]
+    seconds = f"{found[0]['seconds']:.0f}"
+    head = f"Learning rates, each tried for {seconds} s with fsdp2; the better one was taken above:"
+    return ["", head, "", *table("seq_length | recipe | learning rate | steps | held-out loss", rows)]
+
+
+def name_of(measured: Measured) -> str:
+    """The recipe, and the packing of ours."""
+    return NAMES[measured["recipe"]] + (f", {measured['packing']}" if measured["recipe"] == "tp2d" else "")
+
+
+def speed(measured: Measured) -> float:
+    """Useful tokens per second."""
+    return measured["tokens"] / measured["wall_seconds"]
+
+
+def curve_of(measured: Measured) -> Curve:
+    """The mean training loss of every `SMOOTHED_OVER` seconds, at their middle; the dot is the held-out loss."""
+    bins: dict[int, list[float]] = {}
+    for seconds, loss in measured["curve"]:
+        bins.setdefault(int(seconds // SMOOTHED_OVER), []).append(loss)
+    points = [((number + 0.5) * SMOOTHED_OVER, sum(part) / len(part)) for number, part in sorted(bins.items())]
+    dot = measured["wall_seconds"], measured["held_out_loss"]
+    return Curve(label=name_of(measured), points=points, style={"color": COLOURS[measured["recipe"]]}, dot=dot)
 
 
 if __name__ == "__main__":

@@ -1,61 +1,62 @@
-"""What the ways of packing cost and lose, on real text: `python benchmarks/packing_modes.py`.
+"""What each way of packing costs and loses, on real text.
 
-Writes `benchmarks/results/packing_modes.md`. The text is `../shared/data/wikitext2` (a line a document) with a
-byte-level BPE vocabulary of 4,096 trained on it, or with `--dataset builtin:stdlib` the built-in one.
+    python benchmarks/packing_modes.py                          # a few seconds
+    python benchmarks/packing_modes.py --dataset builtin:stdlib --output /tmp/packing_modes.md
+
+The text is WikiText-2 (a line a document), with a byte-level BPE of 4,096 tokens trained on it, or with
+`--dataset builtin:stdlib` the built-in corpus with the built-in tokenizer.
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from tp2d_data import load_tokenizer
-from tp2d_data.cache import Tokeniser, Tokens
-from tp2d_data.packing import Packing
-from tp2d_data.rows import open_rows, statistics
-from tp2d_data.sources import Corpus, Documents, open_corpus
-from tp2d_data.tokenizer import _train
+from common import RESULTS, WIKITEXT, table, write_result
+from tp2d_data import BUILTIN_VOCABULARY, Corpus, Packing, Task, load_tokenizer
+from tp2d_data.rows.rows import open_rows, statistics
+from tp2d_data.sources.corpus import open_corpus
+from tp2d_data.tokens.cache import Tokeniser, Tokens
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "packing_modes.md"
-HEAD = """# What packing costs and loses
-
-`python benchmarks/packing_modes.py`: {dataset}, a vocabulary of 4,096 tokens, {documents:,} documents of two tokens
-or more, {tokens:,} tokens. "Useful" is the share of computed positions with a token, "lost" are tokens in no row, "cut"
-are documents that do not stand in one row whole. The number of rows is what an epoch costs.
-
-| seq_length | packing | rows | rows / best_fit | useful | lost | cut documents |
-|---|---|---|---|---|---|---|
-"""
+HEAD = "seq_length | packing | rows | rows / best_fit | useful | lost | cut documents"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", default=str(ROOT.parent / "shared" / "data" / "wikitext2"))
-    dataset = parser.parse_args().dataset
-    builtin = dataset.startswith("builtin:")
+    """Tokenises once, packs in every way, and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default=str(WIKITEXT))
+    parser.add_argument("--output", type=Path, default=RESULTS / "packing_modes.md")
+    options = parser.parse_args()
+    builtin = options.dataset.startswith("builtin:")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        corpus = open_corpus(Corpus(dataset_name=dataset, dataset_percentage=100))
-        tokenizer = load_tokenizer("builtin:tiny" if builtin else train_tokenizer(folder / "model", corpus))
-        tokens = Tokeniser(documents=corpus, tokenizer=tokenizer, append_eos=False, cache_dir=folder).all()
-        table = "\n".join(line for seq_length in (256, 512, 1024, 2048) for line in compare(tokens, seq_length, folder))
-        words = "builtin:stdlib" if builtin else "WikiText-2's validation split"
-        text = HEAD.format(dataset=words, documents=len(tokens), tokens=len(tokens.ids)) + table + "\n"
-    RESULT.write_text(text)
-    print(text)
+        folder, task = Path(name), Task()
+        corpus = open_corpus(Corpus(dataset_name=options.dataset, dataset_percentage=100), fields=task.fields)
+        tokenizer = load_tokenizer("builtin:tiny")
+        if not builtin:
+            texts = (record.values[0] for record in corpus)
+            tokenizer = tokenizer.train_new_from_iterator(texts, BUILTIN_VOCABULARY, show_progress=False)
+        tokens = Tokeniser(documents=corpus, task=task, tokenizer=tokenizer, append_eos=False, cache_dir=folder).all()
+        rows = [row for seq_length in (256, 512, 1024, 2048) for row in compare(tokens, seq_length, folder)]
+    where = options.dataset if builtin else "WikiText-2's validation split"
+    write_result(options.output, [*heading(where, tokens), *table(HEAD, rows)])
 
 
-def train_tokenizer(folder: Path, corpus: Documents) -> str:
-    folder.mkdir()
-    _train((record.values[0] for record in corpus), folder / "tokenizer.json")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return str(folder)
+def heading(dataset: str, tokens: Tokens) -> list[str]:
+    """What the page is about."""
+    documents = f"{dataset}, a vocabulary of {BUILTIN_VOCABULARY:,} tokens, {len(tokens):,} documents of two tokens"
+    return [
+        "# What packing costs and loses",
+        "",
+        f"`python benchmarks/packing_modes.py`: {documents}",
+        f'or more, {len(tokens.ids):,} tokens. "Useful" is the share of computed positions with a token, "lost" are '
+        'tokens in no row, "cut"',
+        "are documents that do not stand in one row whole. The number of rows is what an epoch costs.",
+        "",
+    ]
 
 
-def compare(tokens: Tokens, seq_length: int, folder: Path) -> list[str]:
+def compare(tokens: Tokens, seq_length: int, folder: Path) -> list[list[str]]:
+    """A row of the table for each way of packing."""
     lengths, best = np.diff(tokens.offsets), 0
     lines = []
     for mode in ("best_fit", "concat", "pad"):
@@ -66,10 +67,8 @@ def compare(tokens: Tokens, seq_length: int, folder: Path) -> list[str]:
         per_document = np.bincount(np.searchsorted(tokens.offsets, pieces, side="right") - 1)
         cut = (lengths > seq_length) if mode == "pad" else per_document > 1
         useful, lost = counts.tokens / (counts.rows * seq_length), counts.cut_tokens / lengths.sum()
-        lines.append(
-            f"| {seq_length:,} | {mode} | {counts.rows:,} | {counts.rows / best:.2f} | {useful:.1%} | {lost:.1%} "
-            f"| {cut.mean():.1%} |"
-        )
+        what = [f"{seq_length:,}", mode, f"{counts.rows:,}", f"{counts.rows / best:.2f}"]
+        lines.append([*what, f"{useful:.1%}", f"{lost:.1%}", f"{cut.mean():.1%}"])
     return lines
 
 

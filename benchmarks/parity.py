@@ -8,8 +8,6 @@ step, both in float64 (Gemma computes its norms in float32 whatever it is given)
 losses in fp32, against a plain transformers loop in one process. Exits with 1 if a row is outside its bound.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile
@@ -20,8 +18,18 @@ from typing import Any
 
 import torch
 from tp2d_fsdp2.testing import run_engine
-from tp2d_mesh.parity import TINY, Reference, random_batches, reference_run, tiny_model, worst_differences
-from tp2d_mesh.testing import MeshError, run_on_mesh
+from tp2d_mesh import EngineSpec
+from tp2d_mesh.testing import MeshError, reuse_ranks, run_on_mesh
+from tp2d_mesh.testing.parity import (
+    TINY,
+    Batch,
+    EngineRun,
+    Reference,
+    random_batches,
+    reference_run,
+    tiny_model,
+    worst_differences,
+)
 
 MESHES = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4))
 FAMILIES = ("qwen2", "llama", "qwen3", "gemma3_text")
@@ -35,12 +43,17 @@ ROWS = 16  # divides by dp x accumulation for all of the above
 class Case:
     """One family with its reference numbers; made once, used on every mesh."""
 
-    family: str
     config: Any
     folder: Path
-    batches: list
+    batches: list[Batch]
     reference: Reference
-    options: dict
+    spec: EngineSpec
+
+    def run(self, *, dp: int, tp: int, accumulation: int) -> list[EngineRun]:
+        """The same training on a mesh; every rank's numbers."""
+        return run_on_mesh(
+            run_engine, self.spec, self.config, self.folder, self.batches, accumulation=accumulation, dp=dp, tp=tp
+        )
 
 
 def case(family: str, folder: Path, *, dtype: torch.dtype, steps: int) -> Case:
@@ -53,23 +66,18 @@ def case(family: str, folder: Path, *, dtype: torch.dtype, steps: int) -> Case:
     model.save_pretrained(folder)
     batches = random_batches(steps=steps, rows=ROWS, seq_length=16, vocab_size=TINY["vocab_size"])
     if dtype == torch.float64:
-        options = {"precision": "fp64", "optimizer": "sgd", "learning_rate": 0.1}
+        spec = EngineSpec(precision="fp64", optimizer="sgd", learning_rate=0.1, max_grad_norm=None, verified_only=False)
         reference = reference_run(model, batches, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     else:
-        options = {"learning_rate": 1e-3, "weight_decay": 0.01, "max_grad_norm": 1.0}
+        spec = EngineSpec(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0, verified_only=False)
         adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
         reference = reference_run(model, batches, optimizer=adamw, max_grad_norm=1.0)
-    options["verified_only"] = False
-    return Case(
-        family=family, config=model.config, folder=folder, batches=batches, reference=reference, options=options
-    )
+    return Case(config=model.config, folder=folder, batches=batches, reference=reference, spec=spec)
 
 
 def gradient_and_weight_error(c: Case, *, dp: int, tp: int, accumulation: int) -> tuple[float, float]:
     """The worst relative gradient and weight error of any parameter on any rank after one step."""
-    runs = run_on_mesh(
-        run_engine, c.config, c.folder, c.batches, accumulation=accumulation, options=c.options, dp=dp, tp=tp
-    )
+    runs = c.run(dp=dp, tp=tp, accumulation=accumulation)
     gradients = [worst_differences(c.reference.gradients, run.gradients, prefix="grad.") for run in runs]
     weights = [worst_differences(c.reference.weights, run.weights, prefix="model.") for run in runs]
     return max(max(g.values()) for g in gradients), max(max(w.values()) for w in weights)
@@ -77,9 +85,7 @@ def gradient_and_weight_error(c: Case, *, dp: int, tp: int, accumulation: int) -
 
 def loss_error(c: Case, *, dp: int, tp: int, accumulation: int) -> float:
     """The worst difference of any loss on any rank."""
-    runs = run_on_mesh(
-        run_engine, c.config, c.folder, c.batches, accumulation=accumulation, options=c.options, dp=dp, tp=tp
-    )
+    runs = c.run(dp=dp, tp=tp, accumulation=accumulation)
     pairs = [pair for run in runs for pair in zip(run.losses, c.reference.losses, strict=True)]
     return max(abs(found - expected) for found, expected in pairs)
 
@@ -151,5 +157,6 @@ if __name__ == "__main__":
     parser.add_argument("--sweep", nargs="*", metavar="TYPE", help="a verdict per model type; without names, for all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = list(matrix() if arguments.sweep is None else sweep(arguments.sweep))
+    with reuse_ranks():
+        results = list(matrix() if arguments.sweep is None else sweep(arguments.sweep))
     sys.exit(0 if all(results) else 1)

@@ -9,21 +9,29 @@ float32 has), the norm's relative error, and the worst difference of 20 AdamW lo
 transformers loop in one process. Exits with 1 if a row is outside its bound.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from tp2d_autotp import AutoTPSpec
 from tp2d_autotp.testing import run_engine
 from tp2d_mesh import VERIFIED_FAMILIES
-from tp2d_mesh.parity import TINY, EngineRun, Reference, random_batches, reference_run, tiny_model, worst_differences
-from tp2d_mesh.testing import MeshError, run_on_mesh
+from tp2d_mesh.testing import MeshError, reuse_ranks, run_on_mesh
+from tp2d_mesh.testing.parity import (
+    TINY,
+    Batch,
+    EngineRun,
+    Reference,
+    random_batches,
+    reference_run,
+    tiny_model,
+    worst_differences,
+)
 
 MESHES = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4))
 STAGES = (1, 2)
@@ -40,15 +48,15 @@ class Case:
 
     config: Any
     folder: Path
-    batches: list
+    batches: list[Batch]
     reference: Reference
-    options: dict
+    spec: AutoTPSpec
 
     def run(self, *, dp: int, tp: int, accumulation: int, zero_stage: int) -> list[EngineRun]:
         """The same training on a mesh; every rank's numbers."""
-        options = {**self.options, "zero_stage": zero_stage, "verified_only": False}
+        spec = replace(self.spec, zero_stage=zero_stage, verified_only=False)
         return run_on_mesh(
-            run_engine, self.config, self.folder, self.batches, accumulation=accumulation, options=options, dp=dp, tp=tp
+            run_engine, spec, self.config, self.folder, self.batches, accumulation=accumulation, dp=dp, tp=tp
         )
 
 
@@ -58,23 +66,23 @@ def one_step(family: str, folder: Path) -> Case:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.float())
-    options = {"precision": "fp64", "optimizer": "sgd", "learning_rate": 0.1}
-    return _case(model, folder, steps=1, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), options=options)
+    spec = AutoTPSpec(precision="fp64", optimizer="sgd", learning_rate=0.1, max_grad_norm=None)
+    return _case(model, folder, steps=1, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), spec=spec)
 
 
 def twenty_steps(family: str, folder: Path) -> Case:
     """20 clipped AdamW steps in fp32."""
     model = tiny_model(family, dtype=torch.float32)
-    options = {"learning_rate": 1e-3, "weight_decay": 0.01, "max_grad_norm": 1.0}
+    spec = AutoTPSpec(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0)
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    return _case(model, folder, steps=20, optimizer=adamw, options=options)
+    return _case(model, folder, steps=20, optimizer=adamw, spec=spec)
 
 
-def _case(model: Any, folder: Path, *, steps: int, optimizer: torch.optim.Optimizer, options: dict) -> Case:
+def _case(model: Any, folder: Path, *, steps: int, optimizer: torch.optim.Optimizer, spec: AutoTPSpec) -> Case:
     model.save_pretrained(folder)
     batches = random_batches(steps=steps, rows=ROWS, seq_length=16, vocab_size=TINY["vocab_size"])
-    reference = reference_run(model, batches, optimizer=optimizer, max_grad_norm=options.get("max_grad_norm"))
-    return Case(config=model.config, folder=folder, batches=batches, reference=reference, options=options)
+    reference = reference_run(model, batches, optimizer=optimizer, max_grad_norm=spec.max_grad_norm)
+    return Case(config=model.config, folder=folder, batches=batches, reference=reference, spec=spec)
 
 
 def step_errors(case: Case, **where: int) -> tuple[float, float, float]:
@@ -135,5 +143,6 @@ if __name__ == "__main__":
     parser.add_argument("--sweep", nargs="*", metavar="MODEL_TYPE", help="verdicts instead of the matrix")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = matrix() if arguments.sweep is None else sweep(arguments.sweep)
-    sys.exit(0 if all(list(rows)) else 1)
+    with reuse_ranks():
+        results = list(matrix() if arguments.sweep is None else sweep(arguments.sweep))
+    sys.exit(0 if all(results) else 1)

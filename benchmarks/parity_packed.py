@@ -14,8 +14,6 @@ with six layers, and where its configuration has them with windows or chunks sho
 ALiBi and scales that follow the position. `PACKED_FAMILIES` and `VARLEN_FAMILIES` are its exact rows.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys
@@ -30,15 +28,16 @@ import torch
 import tp2d_autotp.testing
 import tp2d_fsdp2.testing
 from parity import TINY_LIMIT, bound, first_line
-from tp2d_mesh.packed import ModelBatch, forward_inputs
-from tp2d_mesh.packed_parity import (
+from tp2d_autotp import AutoTPSpec
+from tp2d_mesh import EngineSpec, ModelBatch, forward_inputs
+from tp2d_mesh.testing import reuse_ranks, run_on_mesh
+from tp2d_mesh.testing.packed_parity import (
     documents_reference,
     flash_attention_in_torch,
     named_gradients,
     packed_batch,
 )
-from tp2d_mesh.parity import TINY, Reference, tiny_model, worst_differences
-from tp2d_mesh.testing import run_on_mesh
+from tp2d_mesh.testing.parity import TINY, Reference, tiny_model, worst_differences
 
 MESHES = ((1, 1), (2, 2))
 FAMILIES: tuple[tuple[str, dict], ...] = (
@@ -49,9 +48,13 @@ FAMILIES: tuple[tuple[str, dict], ...] = (
     ("gemma3_text", {}),
     ("gemma3_text", {"sliding_window": 4}),
 )
-ENGINES = {"fsdp2": (tp2d_fsdp2.testing.run_engine, "fp64"), "autotp": (tp2d_autotp.testing.run_engine, "fp32")}
-BATCH = packed_batch(vocab_size=TINY["vocab_size"])
 RATE = 0.1
+SGD: dict[str, Any] = {"optimizer": "sgd", "learning_rate": RATE, "max_grad_norm": None}
+ENGINES = {
+    "fsdp2": (tp2d_fsdp2.testing.run_engine, EngineSpec(precision="fp64", **SGD)),
+    "autotp": (tp2d_autotp.testing.run_engine, AutoTPSpec(precision="fp32", **SGD)),
+}
+BATCH = packed_batch(vocab_size=TINY["vocab_size"])
 SECONDS = 30  # for a column of the sweep
 EXACT = 1e-6  # float64, with norms that compute in float32 whatever they are given; faults are above 1e-2
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -116,9 +119,8 @@ def mesh_errors(
     engine: str, config: Any, folder: Path, reference: Reference, *, dp: int, tp: int, accumulation: int
 ) -> tuple[float, float, float]:
     """The relative error of the loss, and the worst of any gradient and any weight, of any rank."""
-    run, precision = ENGINES[engine]
-    options = {"precision": precision, "optimizer": "sgd", "learning_rate": RATE}
-    runs = run_on_mesh(run, config, folder, [BATCH], accumulation=accumulation, options=options, dp=dp, tp=tp)
+    run, spec = ENGINES[engine]
+    runs = run_on_mesh(run, spec, config, folder, [BATCH], accumulation=accumulation, dp=dp, tp=tp)
     gradients = [worst_differences(reference.gradients, r.gradients, prefix="grad.") for r in runs]
     weights = [worst_differences(reference.weights, r.weights, prefix="model.") for r in runs]
     loss = max(abs(r.losses[0] / reference.losses[0] - 1) for r in runs)
@@ -267,5 +269,6 @@ if __name__ == "__main__":
     parser.add_argument("--sweep", nargs="*", metavar="TYPE", help="a verdict per model type; without names, for all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = list(matrix() if arguments.sweep is None else sweep(arguments.sweep))
+    with reuse_ranks():
+        results = list(matrix() if arguments.sweep is None else sweep(arguments.sweep))
     sys.exit(0 if all(results) else 1)

@@ -1,27 +1,23 @@
 """A synthetic corpus for measurements: sentences of real prose in documents of very different lengths.
 
-The sentences are those of a folder with train.txt (a document a line), or of the built-in corpus. In each one word is
-now and then replaced by a crossing of two others, so that new words never cease to come, as in real text: tokenizers
-remember the words they have met. The same arguments and source give the same file.
+The sentences are those of WikiText-2 where it is there, else those of the built-in corpus. In half of them one word is
+replaced by a crossing of two others, so that new words never cease to come, as in real text: tokenizers remember the
+words they have met. The same arguments and source give the same file.
 """
 
-from __future__ import annotations
-
-import os
-import platform
 import random
 import re
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
-WIKITEXT = Path(__file__).parent.parent.parent / "shared" / "data" / "wikitext2" / "train.txt"
+from common import WIKITEXT
+
 SENTENCES_LOG_MEAN, SENTENCES_LOG_DEVIATION = 1.0, 1.2  # of a document: half have up to 3, one in a hundred over 40
 CHANGED_SENTENCES = 0.5
 
 
 def write_prose(path: Path, *, megabytes: int, seed: int = 0) -> str:
-    """Writes a document a line to `path`, about `megabytes` (2**20 bytes) of them; says what they are made of."""
+    """Writes about `megabytes` (2**20 bytes) of documents, one a line, to `path`; returns what they are made of."""
     name, texts = _source()
     sentences = [found for text in texts for found in re.split(r"(?<=[.;:]) ", " ".join(text.split())) if found]
     words = sorted({word for sentence in sentences for word in sentence.split() if word.isalpha()})
@@ -37,17 +33,12 @@ def write_prose(path: Path, *, megabytes: int, seed: int = 0) -> str:
     return f"{len(sentences):,} sentences of {name}"
 
 
-def machine(*packages: str) -> str:
-    """What the figures depend on: cores, Python and the packages' versions, and how busy the machine is."""
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    load = f"load average {os.getloadavg()[0]:.1f} at the end"
-    return f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}, {load}"
-
-
 def _source() -> tuple[str, Iterator[str]]:
-    if WIKITEXT.exists():
-        return "wikitext-2", (line for line in WIKITEXT.read_text(encoding="utf-8").splitlines() if line.strip(" ="))
-    from tp2d_data.stdlib import stdlib_documents
+    """The name and the texts of the corpus that the sentences are taken from."""
+    file = WIKITEXT / "train.txt"
+    if file.exists():
+        return "wikitext-2", (line for line in file.read_text(encoding="utf-8").splitlines() if line.strip(" ="))
+    from tp2d_data.sources.stdlib import stdlib_documents
 
     return "the standard library's documentation", stdlib_documents()
 

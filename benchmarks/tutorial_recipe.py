@@ -5,18 +5,16 @@
 "Get started with 2D Parallelism using FSDP2 and Ray Train" and "... using DeepSpeed and Ray Train": every rank loads
 the dataset, tokenises it a line at a time and pads every line to `seq_length`; the rows are dealt out by dp rank; the
 loss is each rank's mean; a checkpoint is saved and reported at the end of each epoch. None of it is slowed down. What
-differs from the tutorials, all in the baseline's favour or needed for the comparison:
+differs from the tutorials is in the baseline's favour, or needed for the comparison:
 
 - weights start from the seed, in fp32 on CPUs (bf16, theirs on GPUs, is slower there), and no model is downloaded;
 - `map` runs in this process (the tutorials' `num_proc=1` starts a pool for it);
-- AdamW of fsdp2 uses `foreach` (theirs is a loop over the parameters), and nobody logs;
+- AdamW of fsdp2 uses `foreach` (theirs is a loop over the parameters), and nothing is logged;
 - DeepSpeed is kept from compiling its shared-memory operation, 130 s on its first start;
-- it stops `--budget` seconds after this process began, after the step under way, and then saves.
+- `--budget` seconds after this process began it finishes its step, saves and exits.
 
-Prints nothing of its own; leaves `result.json` (figures) and its checkpoints in `<storage-path>/<name>/`.
+Prints nothing of its own; leaves `result.json` (what was measured) and its checkpoints in `<storage-path>/<name>/`.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -229,15 +227,15 @@ def time_is_up(config: dict[str, Any]) -> bool:
 
 
 def write_result(config: dict[str, Any], *, rank: int, tokens: int, curve: list, epoch: int) -> None:
-    """Rank 0 writes the job's figures: predicted tokens of all dp ranks, each counted once."""
+    """Rank 0 writes what was measured: predicted tokens of all dp ranks, each counted once; steps; losses."""
     import torch
     import torch.distributed as dist
 
     total = torch.tensor([tokens])
     dist.all_reduce(total)
     if rank == 0:
-        figures = {"tokens": int(total) // TP, "steps": len(curve), "epoch": epoch, "curve": curve}
-        (Path(config["storage_path"]) / config["name"] / "result.json").write_text(json.dumps(figures))
+        measured = {"tokens": int(total) // TP, "steps": len(curve), "epoch": epoch, "curve": curve}
+        (Path(config["storage_path"]) / config["name"] / "result.json").write_text(json.dumps(measured))
 
 
 def load_weights(run: Path, model: Any, *, engine: str) -> None:

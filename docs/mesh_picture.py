@@ -3,8 +3,6 @@
 python docs/mesh_picture.py
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import matplotlib
@@ -19,8 +17,8 @@ FILLS = ("#dbeafe", "#ffedd5")
 
 
 def main() -> None:
-    """Draw and save."""
-    matplotlib.rcParams["svg.hashsalt"] = "tp2d"  # the same file from the same script
+    """Draws the picture and saves it."""
+    matplotlib.rcParams["svg.hashsalt"] = "tp2d"  # the script writes the same file each time
     figure, axes = plt.subplots(figsize=(8.4, 4.6))
     for dp in range(2):
         for tp in range(2):

@@ -165,10 +165,7 @@ def spread(plans: Sequence[SavePlan]) -> list[SavePlan]:
     Boxes that only one rank holds are dealt out first, then the others, the largest first.
 
     Args:
-        plans: the plan of every rank, in rank order; they are not changed.
-
-    Returns:
-        New plans, in rank order.
+        plans: the plan of every rank, in rank order; they are left as they are.
     """
     holders: dict[tuple[Any, ...], list[int]] = {}
     for rank, plan in enumerate(plans):

@@ -61,5 +61,5 @@ def _live_ranks() -> Iterator[None]:
         return
     from tp2d_mesh.testing import reuse_ranks
 
-    with reuse_ranks():
+    with reuse_ranks(layouts=6):
         yield

@@ -20,9 +20,10 @@ functions have imported. A session fixture does it for a whole suite:
             yield
 
 What a call costs, on two cores: the server 4 s, once. A function that does nothing takes 0.05 s on new processes and
-0.002 s on live ones for 1x1, 0.15 s and 0.015 s for 2x2. An engine's first step on a tiny model (model files imported,
-engine built, one step) takes for 2x2, in seconds of all ranks together, 1.3 and 0.5 with FSDP2, 1.8 and 0.35 with
-DeepSpeed, which is an import of 0.4 s on each rank. A live rank that has stepped both engines has 0.09 GB of its own beside the 0.26 GB it shares with the server.
+0.002 s on live ones for 1x1, 0.15 s and 0.015 s for 2x2. A tiny model built, sharded and stepped once on 2x2 takes, in
+seconds of all ranks together, 1.3 on new and 0.5 on live ones with FSDP2, 1.8 and 0.35 with DeepSpeed, which each new
+rank imports in 0.4 s. A live rank that has stepped both engines has 0.09 GB of its own beside the 0.26 GB it shares
+with the server.
 """
 
 from tp2d_mesh.testing._ranks import MeshError

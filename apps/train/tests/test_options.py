@@ -84,7 +84,7 @@ def test_help_tells_every_option_and_both_defaults() -> None:
 
 
 def test_the_readme_tells_every_option_and_its_default() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     rows = dict(line.removeprefix("| `--").split("`", 1) for line in readme.splitlines() if line.startswith("| `--"))
     assert list(rows) == [name.replace("_", "-") for name in _names()]
     for field in option_fields():

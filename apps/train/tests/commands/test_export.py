@@ -17,8 +17,6 @@ from tp2d_train.setup import engine as setup_engine
 from tp2d_train.setup import model as setup_model
 from transformers import AutoModelForCausalLM
 
-from apps.train.tests.folders import save_llama
-
 BATCHES = random_batches(steps=2, rows=4, seq_length=12, vocab_size=TINY["vocab_size"])
 
 
@@ -37,14 +35,16 @@ def train_and_save(mesh: Mesh, settings: TrainConfig, root: Path) -> torch.Tenso
 
 @pytest.mark.parametrize("engine", ["fsdp2", "autotp"])
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
-def test_the_exported_folder_gives_the_training_models_logits(engine: str, family: str, tmp_path: Path) -> None:
+def test_the_exported_folder_gives_the_training_models_logits(
+    engine: str, family: str, llama: Path, tmp_path: Path
+) -> None:
     """Shows one rank's shard exported for the whole weight, and a tie that is lost or doubled."""
     model, run = tmp_path / "model", tmp_path / "runs" / "a"
-    tokenizer = save_llama(tmp_path / "tokenizer")
-    tiny_model(family, dtype=torch.float32).save_pretrained(model)
+    untrained = tiny_model(family, dtype=torch.float32)
+    untrained.save_pretrained(model)
     run.mkdir(parents=True)
     settings = TrainConfig(
-        model_name=str(model), tokenizer_name=str(tokenizer), seq_length=12, engine=engine, learning_rate=1e-2
+        model_name=str(model), tokenizer_name=str(llama), seq_length=12, engine=engine, learning_rate=1e-2
     )
     (run / "config.yaml").write_text(yaml.safe_dump(settings.as_dict()))
     parts = run_on_mesh(train_and_save, settings, run / "checkpoints", dp=2, tp=2)
@@ -54,9 +54,7 @@ def test_the_exported_folder_gives_the_training_models_logits(engine: str, famil
     with torch.no_grad():
         logits = exported(input_ids=BATCHES[0]["input_ids"]).logits
     torch.testing.assert_close(torch.cat(parts[:2], dim=-1), logits, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(
-        logits, tiny_model(family, dtype=torch.float32)(BATCHES[0]["input_ids"]).logits, atol=0.01
-    )
+    assert not torch.allclose(logits, untrained(BATCHES[0]["input_ids"]).logits, atol=0.01)
     assert json.loads((run / "export-00000002" / "tokenizer_config.json").read_text())
 
 

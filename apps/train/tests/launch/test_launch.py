@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from apps.train.tests.command_line import (
     free_port,
     losses,
     processes_below,
-    run_while,
     start,
     wait_for_step,
     write_text,
@@ -81,19 +79,14 @@ def test_a_killed_worker_is_started_again_and_a_signal_saves_and_leaves(tmp_path
     assert any(path.name.startswith(f"step-{steps[-1]:08d}") for path in (folder / "checkpoints").iterdir())
 
 
-def test_a_killed_worker_that_may_not_be_started_again_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_killed_worker_that_may_not_be_started_again_is_named(tmp_path: Path) -> None:
     write_text(tmp_path, lines=8)
-
-    def kill_one(running: Callable[[], bool]) -> None:
-        while len(ranks_of(os.getpid())) < 2 and running():
+    with start(TWO, tmp_path) as process:
+        while len(ranks_of(process.pid)) < 2 and process.poll() is None:
             time.sleep(0.05)
-        os.kill(ranks_of(os.getpid())[1], signal.SIGKILL)  # while it starts
-
-    assert run_while(TWO, kill_one) == 1
-    _, err = capfd.readouterr()
+        os.kill(ranks_of(process.pid)[1], signal.SIGKILL)  # while it starts
+        _, err = process.communicate()
+    assert process.returncode == 1
     assert err.startswith("error: rank 1 was ended by signal 9 (details: ") and err.count("\n") == 1
 
 

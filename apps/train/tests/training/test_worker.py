@@ -45,9 +45,19 @@ def run(settings: dict[str, Any], *, dp: int, tp: int, **changed: Any) -> list[d
     return run_on_mesh(train, settings | sizes | changed, dp=dp, tp=tp, timeout=120)
 
 
-def lines(settings: dict[str, Any], name: str, figure: str = "loss") -> list[float]:
-    path = Path(settings["storage_path"]) / name / "metrics.jsonl"
-    return [line[figure] for line in read_lines(path)[0] if figure in line]
+def lines(settings: dict[str, Any], name: str, metric: str = "loss") -> list[float]:
+    path = RunFolder(Path(settings["storage_path"]) / name).metrics
+    return [line[metric] for line in read_lines(path)[0] if metric in line]
+
+
+def events(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    return [event for event in read_lines(RunFolder(folder).events)[0] if kind in (None, event["event"])]
+
+
+def ask_to_stop(folder: Path) -> None:
+    """Rank 0 finds the request before the first step, and all ranks leave after the second."""
+    folder.mkdir()
+    RunFolder(folder).stop.touch()
 
 
 def test_a_mesh_computes_what_one_process_computes(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -58,8 +68,8 @@ def test_a_mesh_computes_what_one_process_computes(settings: dict[str, Any], tmp
     settings |= {"optimizer": "sgd", "learning_rate": 0.1}
     run(settings, dp=1, tp=1, name="one")
     summaries = run(settings, dp=2, tp=2, name="four")
-    for figure in ("loss", "eval_loss"):
-        assert lines(settings, "four", figure) == pytest.approx(lines(settings, "one", figure), abs=1e-5)
+    for metric in ("loss", "eval_loss"):
+        assert lines(settings, "four", metric) == pytest.approx(lines(settings, "one", metric), abs=1e-5)
     assert lines(settings, "four", "grad_norm") == pytest.approx(lines(settings, "one", "grad_norm"), rel=2e-6)
     assert lines(settings, "four", "tokens") == lines(settings, "one", "tokens")
     assert lines(settings, "four", "eval_tokens") == lines(settings, "one", "eval_tokens")
@@ -78,7 +88,7 @@ def test_the_summary_says_what_was_done(settings: dict[str, Any], tmp_path: Path
     assert summary["mesh"] == "1x2 (dp x tp)" and summary["engine"] == "fsdp2" and summary["precision"] == "fp32"
     assert summary["parameters"] == 1_312_896 and summary["step"] == 4
     assert summary["data"]["documents"] == 30 and summary["data"]["rows"] > 10 and summary["data"]["dropped"] == {}
-    said = [event["message"] for event in read_lines(tmp_path / "run" / ".events.jsonl")[0] if event["event"] == "data"]
+    said = [event["message"] for event in events(tmp_path / "run", "data")]
     assert re.fullmatch(r"\d\d rows of 12 tokens, 9\d.\d% filled, of 30 documents", said[-1])
     assert summary["seconds"].keys() == {"setup", "train", "eval", "save"}
     assert {"python", "torch", "transformers", "tp2d-fsdp2"} <= summary["versions"].keys()
@@ -86,25 +96,22 @@ def test_the_summary_says_what_was_done(settings: dict[str, Any], tmp_path: Path
 
 
 def test_stopped_and_resumed_on_a_mesh_is_bit_for_bit_the_same(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Rank 0 finds the wish before the first step and all ranks leave after the second."""
     run(settings, dp=2, tp=2, name="whole")
-    (tmp_path / "parts").mkdir()
-    RunFolder(tmp_path / "parts").stop.touch()
+    ask_to_stop(tmp_path / "parts")
     first = run(settings, dp=2, tp=2, name="parts")
     assert [(part["finished"], part["step"]) for part in first] == [(False, 2)] * 4
     assert not RunFolder(tmp_path / "parts").stop.exists()
     second = run(settings, dp=2, tp=2, name="parts")
     assert [part["finished"] for part in second] == [True] * 4
-    for figure in ("loss", "grad_norm", "lr", "tokens", "eval_loss"):
-        assert lines(settings, "parts", figure) == lines(settings, "whole", figure)
-    events = [event["event"] for event in read_lines(tmp_path / "parts" / ".events.jsonl")[0]]
-    assert events.count("started") == 2 and events.count("stopped") == 1 and events.count("resumed") == 1
+    for metric in ("loss", "grad_norm", "lr", "tokens", "eval_loss"):
+        assert lines(settings, "parts", metric) == lines(settings, "whole", metric)
+    counts = [len(events(tmp_path / "parts", kind)) for kind in ("started", "stopped", "resumed")]
+    assert counts == [2, 1, 1]
 
 
 def test_a_run_goes_on_with_other_numbers_of_ranks(settings: dict[str, Any], tmp_path: Path) -> None:
     run(settings, dp=1, tp=1, name="whole")
-    (tmp_path / "parts").mkdir()
-    RunFolder(tmp_path / "parts").stop.touch()
+    ask_to_stop(tmp_path / "parts")
     run(settings, dp=2, tp=2, name="parts")
     run(settings, dp=1, tp=2, name="parts")
     assert lines(settings, "parts") == pytest.approx(lines(settings, "whole"), abs=1e-5)
@@ -112,15 +119,14 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(settings: dict[str, Any], tmp
 
 
 def test_a_stream_of_prompts_on_any_mesh_stopped_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Only completions are learnt, and a stream of them has the order and the positions of a corpus of known size."""
+    """Only completions are trained on; a stream of them has the order and the positions of a corpus of known size."""
     rows = [{"prompt": " ".join(WORDS[: 1 + at % 5]), "completion": WORDS[at % 7]} for at in range(30)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings |= {"dataset_name": str(tmp_path / "prompts.jsonl"), "loss_on": "completion", "optimizer": "sgd"}
     settings |= {"streaming": True, "max_steps": 9, "num_epochs": 9, "last_batch": "pad", "learning_rate": 0.1}
     settings |= {"block_tokens": 100, "seq_length": 32}
     whole = run(settings, dp=1, tp=1, name="whole")
-    (tmp_path / "parts").mkdir()
-    RunFolder(tmp_path / "parts").stop.touch()
+    ask_to_stop(tmp_path / "parts")
     run(settings, dp=2, tp=2, name="parts")
     run(settings, dp=2, tp=1, name="parts")
     assert lines(settings, "parts") == pytest.approx(lines(settings, "whole"), abs=1e-5)
@@ -129,17 +135,16 @@ def test_a_stream_of_prompts_on_any_mesh_stopped_and_resumed(settings: dict[str,
     tokenizer = load_tokenizer("builtin:tiny")
     trained = [row for row in rows if not is_held_out(json.dumps(list(row.values()), sort_keys=True), 0.2)]
     epoch = sum(len(tokenizer(row["completion"])["input_ids"]) + 1 for row in trained)
-    events = [event for event in read_lines(tmp_path / "whole" / ".events.jsonl")[0] if event["event"] == "epoch"]
-    steps = events[0]["step"]
+    steps = events(tmp_path / "whole", "epoch")[0]["step"]
     assert lines(settings, "whole", "tokens")[steps - 1] == epoch and whole[0]["step"] == 9
 
 
 def test_too_few_rows_pass_through_and_are_told(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(MeshError, match=r"3. rows .* fewer than one global batch of 200"):
         run(settings, dp=2, tp=1, name="run", batch_size_per_gpu=100)
-    events, _ = read_lines(tmp_path / "run" / ".events.jsonl")
-    assert {(event["event"], event["error"]) for event in events} == {("failed", "TooFewRows")}
-    assert "fewer than one global batch of 200" in events[0]["message"] and "create.py" in events[0]["traceback"]
+    found = events(tmp_path / "run")
+    assert {(event["event"], event["error"]) for event in found} == {("failed", "TooFewRows")}
+    assert "fewer than one global batch of 200" in found[0]["message"] and "spec.py" in found[0]["traceback"]
 
 
 def test_too_few_held_out_rows_are_a_warning_unless_evaluations_were_asked_for(
@@ -148,8 +153,7 @@ def test_too_few_held_out_rows_are_a_warning_unless_evaluations_were_asked_for(
     few = settings | {"holdout_percentage": 0.01, "max_steps": 1}
     summary, *_ = run(few, dp=1, tp=1, name="run")
     assert summary["finished"] and "eval_loss" not in summary
-    events, _ = read_lines(tmp_path / "run" / ".events.jsonl")
-    (warning,) = [event["message"] for event in events if event["event"] == "warning"]
+    (warning,) = [event["message"] for event in events(tmp_path / "run", "warning")]
     assert warning.startswith("no evaluation, dataset") and "fewer than one global batch of 4" in warning
     with pytest.raises(MeshError, match=r"fewer than one global batch of 4 .* or leave out eval_interval_steps"):
         run(few, dp=1, tp=1, name="asked", eval_interval_steps=1)
@@ -167,7 +171,7 @@ def test_a_failure_on_one_rank_ends_the_others_soon_and_is_named_first(
     sizes = {"tp_size": 1, "dp_size": 2, "name": "run", "timeout_s": 20}
     with pytest.raises(MeshError, match=r"text.jsonl.gone"):
         run_on_mesh(fail_on_rank_1, settings | sizes, dp=2, timeout=60)
-    event = read_lines(tmp_path / "run" / ".events.jsonl")[0][0]
+    event = events(tmp_path / "run")[0]
     assert event["rank"] == 1 and "text.jsonl.gone" in event["message"]
 
 

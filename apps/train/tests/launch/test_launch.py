@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from apps.train.tests.command_line import (
     free_port,
     losses,
     processes_below,
+    run_while,
     start,
     wait_for_step,
     write_text,
@@ -79,14 +81,21 @@ def test_a_killed_worker_is_started_again_and_a_signal_saves_and_leaves(tmp_path
     assert any(path.name.startswith(f"step-{steps[-1]:08d}") for path in (folder / "checkpoints").iterdir())
 
 
-def test_a_killed_worker_that_may_not_be_started_again_is_named(tmp_path: Path) -> None:
+def test_a_killed_worker_that_may_not_be_started_again_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Killed while it starts: its peer waits for it and is ended, of which torch writes lines of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tp2d_train.launch.local.GRACE_SECONDS", 0.5)
     write_text(tmp_path, lines=8)
-    with start(TWO, tmp_path) as process:
-        while len(ranks_of(process.pid)) < 2 and process.poll() is None:
+
+    def kill_one(running: Callable[[], bool]) -> None:
+        while len(ranks_of(os.getpid())) < 2 and running():
             time.sleep(0.05)
-        os.kill(ranks_of(process.pid)[1], signal.SIGKILL)  # while it starts
-        _, err = process.communicate()
-    assert process.returncode == 1
+        os.kill(ranks_of(os.getpid())[1], signal.SIGKILL)
+
+    assert run_while(TWO, kill_one) == 1
+    _, err = capfd.readouterr()
     assert err.startswith("error: rank 1 was ended by signal 9 (details: ") and err.count("\n") == 1
 
 

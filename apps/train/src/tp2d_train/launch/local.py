@@ -1,6 +1,7 @@
 """The same run without Ray: as processes of this machine."""
 
 import dataclasses
+import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,8 @@ def _attempt(config: TrainConfig) -> None:
         "WORLD_SIZE": str(config.num_workers),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
+    # Of a lost rank's peers torch writes lines of its own; the driver says in one line what happened.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     context = start_processes(
         _work, (shared, config.as_dict()), nprocs=config.num_workers, join=False, daemon=True, start_method="spawn"
     )

@@ -5,6 +5,7 @@ this file imports none at its top. It serves a package that is tested alone too 
 others may be absent.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -63,3 +64,13 @@ def _live_ranks() -> Iterator[None]:
 
     with reuse_ranks(layouts=6):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _root_logger() -> Iterator[None]:
+    """Each file finds the root logger as it was at the start: Ray makes a process that it joins as quiet as itself."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers

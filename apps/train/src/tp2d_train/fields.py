@@ -87,7 +87,7 @@ def text_of(value: Any) -> str:
 def checked(field: dataclasses.Field, value: Any) -> Any:
     """The value in its declared type, or `ValueError` with the field's name, the value and the bounds.
 
-    Text is read as on the command line, because a launcher may pass every setting as text.
+    Text for a field of another type is read as on the command line: a launcher may pass every setting as text.
     """
     types = allowed_types(field)
     if isinstance(value, Path):

@@ -4,7 +4,6 @@ One test starts a cluster by the real command; the others share one that this pr
 """
 
 import json
-import logging
 import math
 import os
 import re
@@ -40,13 +39,9 @@ def cluster() -> Iterator[None]:
     """This process's connection to a cluster of this machine, which the launcher keeps."""
     from tp2d_train.launch import ray as launcher
 
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
     with launcher.cluster(TrainConfig()) as local:
         assert local
         yield
-    root.setLevel(level)  # Ray makes this process as quiet as itself
-    root.handlers[:] = handlers
 
 
 def test_the_built_in_job_stops_when_it_is_asked(stopped: tuple[Path, int, str, str]) -> None:

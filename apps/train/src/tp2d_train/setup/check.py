@@ -28,8 +28,8 @@ def check(config: TrainConfig) -> Run:
     device = devices.check(run.config)
     engine.check_spec(run.config, device=device)
     found = model.check(run.config)
-    data.check(run.config, found)
     engine.check(run.config, found, device=device)
+    data.check(run.config, found)
     return run
 
 

@@ -1,11 +1,12 @@
 """What is deleted, in which order, and what is left alone."""
 
+import os
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from tp2d_ckpt import CheckpointInfo, Manifest, list_checkpoints
+from tp2d_ckpt import CheckpointInfo, Manifest, find_latest, keep_aside, list_checkpoints, verify
 from tp2d_ckpt.commit import MARK, commit, create_directory, record_files
 from tp2d_ckpt.retention import delete, prune, sweep
 
@@ -77,3 +78,49 @@ def test_what_cannot_be_deleted_is_named_and_does_not_stop_the_run(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(UserWarning, match=r"file/step could not be deleted: .*Not a directory"):
         assert not delete(tmp_path / "file" / "step")
+
+
+def test_a_checkpoint_kept_aside_outlives_every_rotation(tmp_path):
+    """Shows a second name that rotation counts or deletes, or that shares the fate of the first."""
+    first = make(tmp_path, 1)
+    kept = keep_aside(first)
+    assert kept.path.name == f"{first.path.name}-kept" and kept.is_kept and not first.is_kept
+    assert (kept.step, kept.sequence) == (first.step, first.sequence)
+    assert (kept.path / "data").samefile(first.path / "data")
+    assert keep_aside(first) == kept and keep_aside(kept) == kept
+    later = [make(tmp_path, step) for step in (2, 3, 4)]
+    assert prune(later[-1], keep=2) == [first.path, later[0].path]
+    assert sweep(later[-1]) == []
+    assert list_checkpoints(tmp_path) == [kept, *later[1:]]
+    verify(kept.path)
+
+
+def test_a_kept_checkpoint_is_what_is_left_where_the_others_are_gone(tmp_path):
+    first, second = make(tmp_path, 1), make(tmp_path, 2)
+    kept = keep_aside(first)
+    assert find_latest(tmp_path) == second
+    delete(first.path), delete(second.path)
+    assert find_latest(tmp_path) == kept
+
+
+def test_keeping_aside_begins_anew_after_a_kill(tmp_path):
+    """Without its mark the second name is no checkpoint: it may have files missing."""
+    first = make(tmp_path, 1)
+    half = first.path.with_name(f"{first.path.name}-kept")
+    half.mkdir()
+    (half / "data").write_bytes(b"half")
+    assert list_checkpoints(tmp_path) == [first]
+    verify(keep_aside(first).path)
+    assert (half / "data").read_bytes() == b"x"
+
+
+def test_a_file_system_without_links_gets_a_copy(tmp_path, monkeypatch):
+    first = make(tmp_path, 1)
+    monkeypatch.setattr(os, "link", refuse_to_link)
+    kept = keep_aside(first)
+    assert not (kept.path / "data").samefile(first.path / "data")
+    verify(kept.path)
+
+
+def refuse_to_link(source, target):
+    raise OSError(95, "Operation not supported")

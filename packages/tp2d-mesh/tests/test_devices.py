@@ -79,6 +79,11 @@ def peaks_around_a_block(mesh):
     return before, during, devices.peak_memory(mesh.device)
 
 
+def test_a_host_copy_on_the_cpu_is_there_at_once():
+    copy = devices.HostCopy(torch.tensor([1.5, 2.0]))
+    assert copy.has_arrived() and copy.numbers() == [1.5, 2.0]
+
+
 def test_memory_of_the_cpu_is_that_of_the_process():
     [(before, during, after)] = run_on_mesh(peaks_around_a_block, fresh=True)
     assert during - before > 48 * 2**20

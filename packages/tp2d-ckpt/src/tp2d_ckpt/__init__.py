@@ -16,7 +16,7 @@ from tp2d_ckpt.commit import (
     verify,
 )
 from tp2d_ckpt.export import export_weights
-from tp2d_ckpt.retention import prune
+from tp2d_ckpt.retention import keep_aside, prune
 from tp2d_ckpt.state import capture_rng, restore_rng
 
 __version__ = version("tp2d-ckpt")
@@ -34,6 +34,7 @@ __all__ = [
     "checkpoint_at",
     "export_weights",
     "find_latest",
+    "keep_aside",
     "list_checkpoints",
     "prune",
     "read_manifest",

@@ -29,7 +29,8 @@ from tp2d_ckpt.files import sync_directory, sync_file, write_atomically, write_s
 FORMAT = 1
 MANIFEST = "manifest.json"
 MARK = "COMPLETE"
-_DIRECTORY = re.compile(r"step-\d{8,}-[0-9a-f]{8}")
+KEPT = "-kept"
+_DIRECTORY = re.compile(rf"step-\d{{8,}}-[0-9a-f]{{8}}({KEPT})?")
 _BLOCK = 8 << 20
 
 
@@ -47,6 +48,11 @@ class CheckpointInfo:
     path: Path
     step: int
     sequence: int
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether this is the second name of a checkpoint, which no later save deletes; see `retention.keep_aside`."""
+        return self.path.name.endswith(KEPT)
 
 
 @dataclass(frozen=True, kw_only=True)

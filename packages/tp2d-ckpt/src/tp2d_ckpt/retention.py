@@ -1,16 +1,17 @@
-"""Deletes old checkpoints beyond the last N, and what unfinished saves left.
+"""Deletes old checkpoints beyond the last N, and what unfinished saves left; keeps one aside that is not to go.
 
 The mark of a checkpoint is removed first, so a process killed meanwhile leaves an unfinished save and no checkpoint
 with files missing.
 """
 
+import os
 import shutil
 import warnings
 from collections.abc import Collection
 from pathlib import Path
 
-from tp2d_ckpt.commit import MARK, CheckpointInfo, list_checkpoints, save_directories
-from tp2d_ckpt.files import sync_directory
+from tp2d_ckpt.commit import KEPT, MARK, CheckpointInfo, checkpoint_at, list_checkpoints, save_directories
+from tp2d_ckpt.files import sync_directory, sync_file
 
 
 def prune(newest: CheckpointInfo, *, keep: int, protect: Collection[Path] = ()) -> list[Path]:
@@ -28,8 +29,39 @@ def prune(newest: CheckpointInfo, *, keep: int, protect: Collection[Path] = ()) 
         The directories that were deleted.
     """
     kept = {newest.path.resolve(), *(path.resolve() for path in protect)}
-    old = list_checkpoints(newest.path.parent)[:-keep]
+    old = [info for info in list_checkpoints(newest.path.parent) if not info.is_kept][:-keep]
     return [info.path for info in old if info.path.resolve() not in kept and delete(info.path)]
+
+
+def keep_aside(info: CheckpointInfo) -> CheckpointInfo:
+    """Give a checkpoint a second name, `<name>-kept`, under which nothing that rotates checkpoints deletes it.
+
+    One process calls it. The files are hard links, which cost no space, or copies where the file system has no links.
+    The mark comes last, so a process killed meanwhile leaves no checkpoint, and the next call begins anew.
+
+    Returns:
+        The checkpoint by its second name; `info` itself where that is one already.
+    """
+    if info.is_kept:
+        return info
+    path = info.path.with_name(info.path.name + KEPT)
+    if (path / MARK).exists():
+        return checkpoint_at(path)
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(info.path, path, copy_function=_link, ignore=shutil.ignore_patterns(MARK))
+    sync_directory(path)
+    _link(str(info.path / MARK), str(path / MARK))
+    sync_directory(path)
+    sync_directory(path.parent)
+    return checkpoint_at(path)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+        sync_file(Path(target))
 
 
 def sweep(newest: CheckpointInfo) -> list[Path]:

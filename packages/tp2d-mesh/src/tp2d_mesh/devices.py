@@ -83,6 +83,33 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class HostCopy:
+    """A copy of a small tensor on the CPU, made behind the work that is queued on the tensor's device.
+
+    Args:
+        tensor: of any device. Nobody waits for it here; a tensor of the CPU has arrived at once.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._copy = tensor.detach()
+        if tensor.device.type == "cuda":
+            self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._copy.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(tensor.device))
+
+    def has_arrived(self) -> bool:
+        """Whether `numbers` would not wait."""
+        return self._event is None or self._event.query()
+
+    def numbers(self) -> list[float]:
+        """The tensor's values, a list as nested as the tensor; waits for them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copy.tolist()
+
+
 def peak_memory(device: torch.device) -> int | None:
     """The most bytes in use so far: by tensors on a GPU, by the whole process (resident) on the CPU."""
     if device.type == "cuda":

@@ -52,12 +52,13 @@ def test_precision(precision: str, section: str, keys: dict[str, Any]) -> None:
 def test_every_precision_is_told_in_deepspeeds_words() -> None:
     """Shows a section that one precision leaves to another: bf16 sums in bf16, or fp32 that is cast."""
     fp32_sums = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
-    off: dict[str, Any] = {"bf16": {"enabled": False}, "fp16": {"enabled": False}}
-    pure = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+    off: dict[str, Any] = {"bf16": {"enabled": False, "check_grad_overflow": True}, "fp16": {"enabled": False}}
+    on = {"enabled": True, "check_grad_overflow": True}
+    pure = on | {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
     expected = {
         "fp64": off,
         "fp32": off,
-        "bf16": off | {"bf16": {"enabled": True}} | fp32_sums,
+        "bf16": off | {"bf16": on} | fp32_sums,
         "bf16-pure": off | {"bf16": pure},
         "fp16": off | {"fp16": {"enabled": True, "loss_scale": 0, "hysteresis": 1}} | fp32_sums,
     }
@@ -113,6 +114,7 @@ def test_refused_options(options: dict[str, Any], message: str) -> None:
         ({"zero_optimization": {"stage": 2}}, "sets zero_optimization.stage=2, and the run has 1 (zero_stage)"),
         ({"tensor_parallel": {"autotp_size": 4}}, "sets tensor_parallel.autotp_size=4, and the run has 2 (tp_size)"),
         ({"bf16": {"enabled": True}}, "sets bf16.enabled=true, and the run has false (precision)"),
+        ({"bf16": {"check_grad_overflow": False}}, "check_grad_overflow=false, and the run has true (a step whose"),
         ({"gradient_clipping": 0.5}, "sets gradient_clipping=0.5, and the run has 1.0 (max_grad_norm, 0 for none)"),
         ({"gradient_allreduce_op": "mean"}, 'sets gradient_allreduce_op="mean", and the run has "sum" (the loss is'),
         ({"optimizer": {"type": "AdamW"}}, "sets optimizer: leave it out; use the run's optimizer, learning_rate and"),

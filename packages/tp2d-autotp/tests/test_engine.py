@@ -167,6 +167,7 @@ def evaluation(mesh: Mesh, config: Any, folder: Path) -> tuple[float, float, flo
         fill(engine.state(), saved)
         after = engine.evaluate(batch)
     assert changed[0] != before[0]
+    assert int(step.positions) == BATCHES[0]["labels"].numel()
     return float(before[0]), float(before[1]), float(step.loss * step.tokens), bool(after[0] == before[0])
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tp2d_autotp.loss_scale import load_scale_state, scale_state
+from tp2d_autotp.loss_scale import can_fall, load_scale_state, scale_state, stay_at_least
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +51,19 @@ def test_without_dynamic_scaling_there_is_no_state() -> None:
     static = LossScaler(scale=1.0)
     assert scale_state(static) is None
     load_scale_state(static, None)
+
+
+def test_overflows_at_the_least_scale_are_told_from_those_that_lower_it() -> None:
+    """DeepSpeed raises a bare `Exception` at the first overflow at its least scale; here the caller counts them."""
+    one = scaler()
+    one.cur_scale = 2.0
+    stay_at_least(one)
+    found = []
+    for _ in range(3):
+        found.append(can_fall(one))
+        one.update_scale(True)
+    assert found == [True, False, False] and one.cur_scale == 1.0
+    one.min_scale, one.cur_scale = 4.0, 4.0  # fp16.min_loss_scale of a user's DeepSpeed JSON
+    assert not can_fall(one)
+    one.min_scale, one.cur_scale = 0.25, 1.0
+    assert not can_fall(one)

@@ -1,6 +1,7 @@
 """Weights drawn from a seed: the same on every mesh, and with either engine."""
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,20 @@ def open_engine(mesh: Mesh, config: Any, name: str) -> Any:
     from tp2d_fsdp2 import FSDP2Engine
 
     return FSDP2Engine(EngineSpec(seed=5), config=config, weights=None, mesh=mesh)
+
+
+def told(mesh: Mesh, config: Any, folder: Path | None) -> list[str]:
+    messages: list[str] = []
+    AutoTPEngine(AutoTPSpec(), config=config, weights=folder, mesh=mesh, progress=messages.append).close()
+    return messages
+
+
+def test_the_start_says_what_it_is_doing(tmp_path: Path) -> None:
+    model = tiny_model("llama", dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    start = ["building the model", "splitting the model over the ranks"]
+    assert run_on_mesh(told, model.config, tmp_path, dp=2) == [[*start, "loading weights: 1 of 1 files"]] * 2
+    assert run_on_mesh(told, model.config, None) == [[*start, "drawing weights from the seed"]]
 
 
 @pytest.mark.parametrize(

@@ -115,13 +115,13 @@ def evaluation(mesh: Mesh, config: Any) -> tuple[float, int, float]:
     rows = micro_batches(BATCHES[0], layout=mesh.layout, rank=mesh.rank, accumulation=1)
     loss_sum, tokens = engine.evaluate(rows[0])
     stats = engine.train_step(rows)
-    assert int(stats.tokens) == int(tokens)
+    assert int(stats.tokens) == int(tokens) and int(stats.positions) == BATCHES[0]["labels"].numel()
     engine.close()
     return float(loss_sum), int(tokens), float(stats.loss)
 
 
 def test_evaluation_sums_over_dp_and_counts_tokens_once() -> None:
-    """Shows tokens counted once per tp rank, and a loss of this rank's rows alone."""
+    """Shows tokens or positions counted once per tp rank, and a loss of this rank's rows alone."""
     expected = int((BATCHES[0]["labels"][:, 1:] != IGNORED).sum())
     for loss_sum, tokens, train_loss in run_on_mesh(evaluation, config_of("llama"), dp=2, tp=2):
         assert tokens == expected

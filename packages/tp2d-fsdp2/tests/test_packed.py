@@ -91,7 +91,7 @@ def run_with_flash(mesh: Mesh, config: Any, folder: Path, batch: Batch) -> dict[
     with flash_attention_in_torch():
         stats = engine.train_step(micro_batches(batch, layout=mesh.layout, rank=mesh.rank, accumulation=2))
     engine.close()
-    return {"loss": stats.loss, "norm": stats.grad_norm}
+    return {"loss": stats.loss, "norm": stats.grad_norm, "positions": stats.positions}
 
 
 def test_flash_attention_is_given_the_documents_ends(saved: Callable[[str], Saved]) -> None:
@@ -100,6 +100,7 @@ def test_flash_attention_is_given_the_documents_ends(saved: Callable[[str], Save
     for found in run_on_mesh(run_with_flash, config, folder, BATCH, dp=2, tp=2):
         assert float(found["loss"]) == pytest.approx(expected.losses[0], rel=1e-10)
         assert float(found["norm"]) == pytest.approx(expected.norms[0], rel=1e-10)
+        assert int(found["positions"]) == BATCH["labels"].numel()
 
 
 def padded(batch: Batch) -> Batch:

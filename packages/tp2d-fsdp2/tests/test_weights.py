@@ -63,6 +63,23 @@ def test_weights_drawn_from_a_seed_are_the_same_on_every_mesh() -> None:
     assert not torch.equal(drawn, one["model.layers.1.mlp.up_proj.weight"])
 
 
+def told(mesh: Mesh, config: Any, folder: Path | None) -> list[str]:
+    messages: list[str] = []
+    FSDP2Engine(EngineSpec(), config=config, weights=folder, mesh=mesh, progress=messages.append).close()
+    return messages
+
+
+def test_the_start_says_what_it_is_doing(tmp_path: Path) -> None:
+    model = tiny_model("llama", dtype=torch.float32)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    files = len(list(tmp_path.glob("*.safetensors")))
+    start = ["building the model", "splitting the model over the ranks"]
+    for messages in run_on_mesh(told, model.config, tmp_path, tp=2):
+        assert files > 1 and messages[:3] == [*start, f"loading weights: 1 of {files} files"]
+        assert all(message.startswith("loading weights: ") for message in messages[3:])
+    assert run_on_mesh(told, model.config, None) == [[*start, "drawing weights from the seed"]]
+
+
 def refusal(mesh: Mesh, config: Any, folder: Path) -> str:
     with pytest.raises(ValueError) as error:
         weights_of(mesh, config, folder)

@@ -48,17 +48,18 @@ def test_the_first_token_of_a_row_is_not_counted() -> None:
     assert int(count_tokens(torch.tensor([[5, 6, -100], [-100, 6, 7]]))) == 3
 
 
-def over_the_mesh(mesh: Mesh) -> tuple[int, float, int]:
-    """Of two micro-batches: the tokens of both, and the loss (the dp rank + 1) and tokens of the first."""
+def over_the_mesh(mesh: Mesh) -> tuple[int, int, float, int]:
+    """Of two micro-batches: tokens and positions of both, and the loss (the dp rank + 1) and tokens of the first."""
     first, second = torch.tensor([[5, 6, 7]]), torch.tensor([[-100, -100, 7]])
-    tokens = count_global_tokens([first, second], dp_group=mesh.dp_group)
+    tokens, positions = count_global_tokens([first, second], dp_group=mesh.dp_group)
     loss_sum, counted = global_loss_sum(torch.tensor(mesh.dp_rank + 1.0), first, dp_group=mesh.dp_group)
-    return int(tokens), float(loss_sum), int(counted)
+    assert tokens.dtype == positions.dtype == torch.int64
+    return int(tokens), int(positions), float(loss_sum), int(counted)
 
 
-def test_losses_and_tokens_are_summed_over_dp_once() -> None:
-    """Shows tokens counted once per tp rank."""
-    assert run_on_mesh(over_the_mesh, dp=2, tp=2) == [(6, 3.0, 4)] * 4
+def test_losses_tokens_and_positions_are_summed_over_dp_once() -> None:
+    """Shows tokens or positions counted once per tp rank, and positions without those that have no label."""
+    assert run_on_mesh(over_the_mesh, dp=2, tp=2) == [(6, 12, 3.0, 4)] * 4
 
 
 def whole_logits_where_a_chunk_is_due(mesh: Mesh) -> None:

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 from tp2d_mesh import EngineSpec
-from tp2d_mesh.model.optimizer import build_optimizer, moments, set_learning_rate, set_steps_taken, steps_taken
+from tp2d_mesh.model.optimizer import (
+    build_optimizer,
+    moments,
+    set_learning_rate,
+    set_steps_taken,
+    step_unless,
+    steps_taken,
+)
 
 ADAMW = EngineSpec(learning_rate=0.1, weight_decay=0.01)
 SGD = EngineSpec(optimizer="sgd", learning_rate=0.1)
@@ -55,6 +62,26 @@ def test_the_steps_are_counted_and_can_be_set() -> None:
     set_steps_taken(optimizer, 7)
     step(optimizer, tensor)
     assert steps_taken(optimizer) == 8
+
+
+@pytest.mark.parametrize("spec", [ADAMW, SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_step_that_is_left_out_changes_nothing_and_the_next_is_as_if_it_had_not_been(
+    spec: EngineSpec, dtype: torch.dtype
+) -> None:
+    """Shows NaN that reaches a weight or a moment, a decayed weight, and a step that is counted for the bias."""
+    plain, tensor = (nn.Parameter(torch.linspace(-1, 1, 40, dtype=dtype)) for _ in range(2))
+    first, second = build_optimizer(spec, [plain]), build_optimizer(spec, [tensor])
+    for bad in (True, False, True, True, False):
+        tensor.grad = torch.full((40,), torch.nan if bad else 1.0, dtype=dtype)
+        step_unless(second, torch.tensor(bad))
+        if not bad:
+            plain.grad = torch.ones(40, dtype=dtype)
+            first.step()
+        assert torch.equal(plain, tensor)
+    assert steps_taken(first) == steps_taken(second)
+    for name, (moment,) in moments(spec, second).items():
+        assert torch.equal(moment, first.state[plain][name]), name
 
 
 def test_a_learning_rate_of_zero_keeps_the_weights() -> None:

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers", reason="transformers is not installed: tp2d-mesh itself does without")
 
 from tp2d_mesh import EngineSpec, build_skeleton
-from tp2d_mesh.model.weights import parameter_count
+from tp2d_mesh.model.weights import _paced, parameter_count
 from tp2d_mesh.testing.parity import tiny_model
 
 
@@ -35,3 +35,13 @@ def test_a_skeleton_has_the_specs_attention_and_leaves_the_configuration_alone(r
     assert skeleton.config._attn_implementation == "eager" and skeleton.config.use_cache is False
     assert reference.config._attn_implementation == "sdpa" and reference.config.use_cache is True
     assert {p.dtype for p in skeleton.parameters()} == {torch.bfloat16}
+
+
+def test_progress_is_told_once_in_a_while() -> None:
+    """Shows a message for each of a thousand files."""
+    told: list[str] = []
+    for seconds in (3600.0, 0.0):
+        tell = _paced(told.append, seconds=seconds)
+        for number in range(3):
+            tell(f"{seconds} {number}")
+    assert told == ["3600.0 0", "0.0 0", "0.0 1", "0.0 2"]

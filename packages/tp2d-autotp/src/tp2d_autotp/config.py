@@ -110,7 +110,8 @@ def deepspeed_config(
 
 def precision_sections(precision: Precision) -> dict[str, Any]:
     """What DeepSpeed's configuration says about a precision. (DeepSpeed steps fp64 weights in fp32.)"""
-    bf16: dict[str, Any] = {"enabled": precision.compute is torch.bfloat16}
+    # Without the check DeepSpeed would apply a bf16 step that is not finite; in fp32 and fp16 it always checks.
+    bf16: dict[str, Any] = {"enabled": precision.compute is torch.bfloat16, "check_grad_overflow": True}
     fp16: dict[str, Any] = {"enabled": precision.compute is torch.float16}
     if precision.master is torch.bfloat16:
         bf16 |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
@@ -132,6 +133,7 @@ def _check_stage(stage: int) -> None:
 _ORIGINS = {
     "bf16.bf16_master_weights_and_grads": "precision",
     "bf16.bf16_optimizer_states": "precision",
+    "bf16.check_grad_overflow": "a step whose gradient is not finite is skipped",
     "bf16.enabled": "precision",
     "communication_data_type": "precision",
     "data_types.grad_accum_dtype": "precision",

@@ -24,9 +24,11 @@ from tp2d_mesh import (
     NamedTensor,
     Plan,
     Precision,
+    Progress,
     StepStats,
     build_skeleton,
     model_batch,
+    no_progress,
     plan_model,
     resolve_precision,
 )
@@ -37,7 +39,7 @@ from tp2d_mesh.model.weights import initialize_weights, load_weights, parameter_
 from tp2d_autotp import runtime
 from tp2d_autotp.config import AutoTPSpec, deepspeed_config
 from tp2d_autotp.flat import Place
-from tp2d_autotp.loss_scale import load_scale_state, scale_state
+from tp2d_autotp.loss_scale import can_fall, load_scale_state, scale_state, stay_at_least
 from tp2d_autotp.specs import check_plan, tensor_parallel_section
 
 Batch = Mapping[str, torch.Tensor]
@@ -80,6 +82,7 @@ class AutoTPEngine:
         config: the model's transformers configuration.
         weights: local folder with safetensors files, or None to draw the weights from the spec's seed.
         mesh: the dp x tp mesh; its device is where everything lives, its groups are the ones DeepSpeed uses.
+        progress: is told what the constructor is doing, on every rank.
 
     Attributes:
         parameter_count: how many parameters the whole model has, a tied one counted once.
@@ -90,17 +93,21 @@ class AutoTPEngine:
 
     name = "autotp"
 
-    def __init__(self, spec: AutoTPSpec, *, config: Any, weights: Path | None, mesh: Mesh) -> None:
+    def __init__(
+        self, spec: AutoTPSpec, *, config: Any, weights: Path | None, mesh: Mesh, progress: Progress = no_progress
+    ) -> None:
         self.spec, self.mesh = spec, mesh
         check(spec, layout=mesh.layout, device=mesh.device)  # before a model is built
         precision = resolve_precision(spec.precision, mesh.device)
+        progress("building the model")
         skeleton = build_skeleton(config, spec=spec, dtype=precision.master)
         self.plan = check(spec, layout=mesh.layout, device=mesh.device, model=skeleton)
         self.parameter_count = parameter_count(skeleton)
+        progress("splitting the model over the ranks")
         runtime.join(mesh)
         try:
             self._open(skeleton, precision)
-            self._fill_weights(skeleton, weights)
+            self._fill_weights(skeleton, weights, progress)
         except BaseException:
             runtime.leave()
             raise
@@ -123,15 +130,17 @@ class AutoTPEngine:
             self.zero: Any = SplitZeroEngine(self.spec, model=model, plan=self.plan, mesh=mesh, config=config)
         self.model: Any = model
         self.optimizer: torch.optim.Optimizer = self.zero.optimizer.optimizer
+        stay_at_least(self.zero.optimizer.loss_scaler)
         self.places: tuple[Place, ...] = tuple(self.zero.places())
 
-    def _fill_weights(self, skeleton: Any, weights: Path | None) -> None:
+    def _fill_weights(self, skeleton: Any, weights: Path | None, progress: Progress) -> None:
         state = self._named("model.{}", stepped_tensors(self.optimizer))
         with torch.no_grad():
             if weights is None:
+                progress("drawing weights from the seed")
                 initialize_weights(skeleton, state, seed=self.spec.seed, device=self.mesh.device)
             else:
-                load_weights(skeleton, state, weights)
+                load_weights(skeleton, state, weights, progress=progress)
         self._handed_out = True
 
     def train_step(self, micro_batches: Sequence[Batch]) -> StepStats:
@@ -149,12 +158,15 @@ class AutoTPEngine:
         self._take_back()
         self.zero.train()
         batches = [self._to_device(batch) for batch in micro_batches]
-        tokens = count_global_tokens([batch.labels for batch in batches], dp_group=self.mesh.dp_group)
+        tokens, positions = count_global_tokens([batch.labels for batch in batches], dp_group=self.mesh.dp_group)
         loss_sum = self._accumulate(batches, tokens)
         dist.all_reduce(loss_sum, group=self.mesh.dp_group)
+        explained = can_fall(self.zero.optimizer.loss_scaler)
         self.zero.step()
         norm = torch.as_tensor(self.zero.optimizer._global_grad_norm, dtype=torch.float32, device=self.mesh.device)
-        return StepStats(loss=loss_sum / tokens, grad_norm=norm, tokens=tokens)
+        # DeepSpeed has read the norm, or a flag before it, on the host: this waits for nothing.
+        skipped = torch.full((), self.zero.optimizer.overflow and not explained, device=self.mesh.device)
+        return StepStats(loss=loss_sum / tokens, grad_norm=norm, tokens=tokens, positions=positions, skipped=skipped)
 
     def _accumulate(self, batches: Sequence[ModelBatch], tokens: torch.Tensor) -> torch.Tensor:
         """Backward of every micro-batch; returns this dp rank's summed loss."""

@@ -1,7 +1,10 @@
-"""DeepSpeed's fp16 loss scale in the form that both engines' checkpoints carry."""
+"""DeepSpeed's fp16 loss scale: its state in the form that both engines' checkpoints carry, and where it ends."""
 
 from collections.abc import Mapping
 from typing import Any
+
+LEAST = 1.0
+"""The scale below which an overflow is no longer the scale's fault, as in the engine fsdp2."""
 
 
 def scale_state(scaler: Any) -> dict[str, Any] | None:
@@ -16,3 +19,14 @@ def load_scale_state(scaler: Any, state: Mapping[str, Any] | None) -> None:
     if scaler.dynamic and state is not None:
         scaler.cur_scale = float(state["value"])
         scaler.last_overflow_iter = scaler.cur_iter - int(state["quiet_steps"]) - 1
+
+
+def stay_at_least(scaler: Any) -> None:
+    """Let overflows at the least scale pass, for the caller to count; DeepSpeed raises a bare `Exception` there."""
+    if scaler.dynamic:
+        scaler.raise_error_at_min_scale = False
+
+
+def can_fall(scaler: Any) -> bool:
+    """Whether an overflow now would lower the scale, and so is no fault of the gradient."""
+    return scaler.dynamic and scaler.cur_scale > max(LEAST, scaler.min_scale)

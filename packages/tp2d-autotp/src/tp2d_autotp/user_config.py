@@ -11,7 +11,6 @@ from typing import Any
 
 USER_KEYS = frozenset(
     {
-        "bf16.check_grad_overflow",
         "comet",
         "comms_logger",
         "csv_monitor",

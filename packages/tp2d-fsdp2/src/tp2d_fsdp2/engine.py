@@ -1,8 +1,8 @@
 """The DTensor + FSDP2 engine: one optimizer step at a time, exact over dp, tp and accumulation.
 
 The loss of a step is the sum over all unmasked tokens of its global batch divided by their number, so ranks and
-micro-batches with other token counts weigh as they do in one process. Nothing in a step waits for the device, except
-that fp16 reads one flag to know whether to skip.
+micro-batches with other token counts weigh as they do in one process. Nothing here waits for the device in a
+step: the optimizer's kernels themselves leave out a step whose gradient is not finite.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,35 @@ from tp2d_mesh import (
     ModelBatch,
     NamedTensor,
     Plan,
+    Progress,
     StepStats,
     build_skeleton,
     chunk_range,
     model_batch,
     named_tensor,
+    no_progress,
     plan_model,
     resolve_precision,
 )
 from tp2d_mesh.model.loss import count_global_tokens, global_loss_sum, token_loss_sum
-from tp2d_mesh.model.optimizer import build_optimizer, moments, set_learning_rate, set_steps_taken, steps_taken
+from tp2d_mesh.model.optimizer import (
+    build_optimizer,
+    moments,
+    set_learning_rate,
+    set_steps_taken,
+    step_unless,
+    stepped_tensors,
+    steps_taken,
+)
 from tp2d_mesh.model.weights import initialize_weights, load_weights, parameter_count
 
-from tp2d_fsdp2.gradients import clip_factor, global_norm_and_loss, scale_gradients, sum_partial_gradients
+from tp2d_fsdp2.gradients import (
+    clip_factor,
+    global_norm_and_loss,
+    local_gradient,
+    scale_gradients,
+    sum_partial_gradients,
+)
 from tp2d_fsdp2.loss_scale import LossScale
 from tp2d_fsdp2.parallelize import parallelize
 
@@ -69,6 +85,7 @@ class FSDP2Engine:
         config: the model's transformers configuration.
         weights: local folder with safetensors files, or None to draw the weights from the spec's seed.
         mesh: the dp x tp mesh; its device is where everything lives.
+        progress: is told what the constructor is doing, on every rank.
 
     Attributes:
         parameter_count: how many parameters the whole model has, a tied one counted once.
@@ -79,28 +96,34 @@ class FSDP2Engine:
 
     name = "fsdp2"
 
-    def __init__(self, spec: EngineSpec, *, config: Any, weights: Path | None, mesh: Mesh) -> None:
+    def __init__(
+        self, spec: EngineSpec, *, config: Any, weights: Path | None, mesh: Mesh, progress: Progress = no_progress
+    ) -> None:
         self.spec, self.mesh = spec, mesh
         precision = resolve_precision(spec.precision, mesh.device)
+        progress("building the model")
         self.model: Any = build_skeleton(config, spec=spec, dtype=precision.master)
         self.plan = check(spec, layout=mesh.layout, device=mesh.device, model=self.model)
         self.parameter_count = parameter_count(self.model)
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         self.vocabulary_rows = chunk_range(vocabulary, mesh.layout.tp, mesh.tp_rank)
+        progress("splitting the model over the ranks")
         self.tp = parallelize(self.model, mesh=mesh, plan=self.plan, precision=precision, spec=spec)
         self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
-        self._fill_weights(weights)
-        self.optimizer = build_optimizer(spec, self.parameters.values())
-        self.loss_scale = LossScale() if precision.loss_scaling else None
+        self._fill_weights(weights, progress)
+        # The shards themselves, not the DTensors around them: the kernels that can leave a step out take plain tensors.
+        self.optimizer = build_optimizer(spec, map(_local, self.parameters.values()))
+        self.loss_scale = LossScale(device=mesh.device) if precision.loss_scaling else None
         torch.manual_seed(spec.seed + mesh.dp_rank)
 
-    def _fill_weights(self, weights: Path | None) -> None:
+    def _fill_weights(self, weights: Path | None, progress: Progress) -> None:
         state = self._named("model.", self.parameters)
         with torch.no_grad():
             if weights is None:
+                progress("drawing weights from the seed")
                 initialize_weights(self.model, state, seed=self.spec.seed, device=self.mesh.device)
             else:
-                load_weights(self.model, state, weights)
+                load_weights(self.model, state, weights, progress=progress)
 
     def train_step(self, micro_batches: Sequence[Batch]) -> StepStats:
         """One optimizer step on this dp rank's micro-batches; collective, every rank with equally many.
@@ -116,13 +139,13 @@ class FSDP2Engine:
             raise ValueError("train_step needs at least one micro-batch.")
         self.model.train()
         batches = [self._to_device(batch) for batch in micro_batches]
-        tokens = count_global_tokens([batch.labels for batch in batches], dp_group=self.mesh.dp_group)
+        tokens, positions = count_global_tokens([batch.labels for batch in batches], dp_group=self.mesh.dp_group)
         loss_sum = self._accumulate(batches, tokens)
         sum_partial_gradients(self.parameters, self.plan, self.mesh)
         norm, loss_sum = global_norm_and_loss(self.parameters, self.plan, self.mesh, loss_sum)
         norm = norm if self.loss_scale is None else norm / self.loss_scale.value
-        self._update(norm)
-        return StepStats(loss=loss_sum / tokens, grad_norm=norm, tokens=tokens)
+        skipped = self._update(norm)
+        return StepStats(loss=loss_sum / tokens, grad_norm=norm, tokens=tokens, positions=positions, skipped=skipped)
 
     def _accumulate(self, batches: Sequence[ModelBatch], tokens: torch.Tensor) -> torch.Tensor:
         """Backward of every micro-batch; returns this dp rank's summed loss."""
@@ -136,17 +159,24 @@ class FSDP2Engine:
         self.tp.forget()
         return sum(losses[1:], start=losses[0])
 
-    def _update(self, norm: torch.Tensor) -> None:
-        """Clip, step and clear the gradients; under fp16 undo the loss scale, and skip the step after an overflow."""
+    def _update(self, norm: torch.Tensor) -> torch.Tensor:
+        """Undo the loss scale, clip, step, clear the gradients; returns whether the step counts as skipped.
+
+        No step is taken where the norm is not finite, whatever the reason.
+        """
+        bad = ~norm.isfinite()
         limit = self.spec.max_grad_norm
-        if self.loss_scale is None or self.loss_scale.update(norm):
-            factor = torch.ones_like(norm) if limit is None else clip_factor(norm, limit)
-            if self.loss_scale is not None:
-                factor = factor / self.loss_scale.used
-            if limit is not None or self.loss_scale is not None:
-                scale_gradients(self.parameters, factor)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        factor = torch.ones_like(norm) if limit is None else clip_factor(norm, limit)
+        if self.loss_scale is not None:
+            factor = factor / self.loss_scale.value
+        if limit is not None or self.loss_scale is not None:
+            scale_gradients(self.parameters, factor)
+        for shard, parameter in zip(stepped_tensors(self.optimizer), self.parameters.values(), strict=True):
+            shard.grad = local_gradient(parameter)
+        step_unless(self.optimizer, bad)
+        self.optimizer.zero_grad()
+        self.model.zero_grad()
+        return bad if self.loss_scale is None else self.loss_scale.update(bad)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

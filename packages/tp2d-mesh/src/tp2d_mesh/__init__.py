@@ -2,10 +2,11 @@
 
 from importlib.metadata import version
 
-from tp2d_mesh.engine import OPTIMIZERS, EngineSpec, StepStats
+from tp2d_mesh.engine import OPTIMIZERS, EngineSpec, Progress, StepStats, no_progress
 from tp2d_mesh.layout import Coordinates, Layout
 from tp2d_mesh.mesh import Mesh, build_mesh
-from tp2d_mesh.model.families import PACKED_FAMILIES, VARLEN_FAMILIES, VERIFIED_FAMILIES
+from tp2d_mesh.model.causality import Reach, Verdict, check_causal, measure_reach
+from tp2d_mesh.model.families import CAUSAL_FAMILIES, CAUSAL_IF, PACKED_FAMILIES, VARLEN_FAMILIES, VERIFIED_FAMILIES
 from tp2d_mesh.model.loss import IGNORED
 from tp2d_mesh.model.packed import ModelBatch, check_packed, forward_inputs, model_batch
 from tp2d_mesh.model.plan import ParameterPlan, Plan, Style, check_heads, plan_model
@@ -17,6 +18,8 @@ from tp2d_mesh.shards import Box, NamedTensor, Piece, chunk_range, local_boxes, 
 __version__ = version("tp2d-mesh")
 
 __all__ = [
+    "CAUSAL_FAMILIES",
+    "CAUSAL_IF",
     "IGNORED",
     "MPU",
     "OPTIMIZERS",
@@ -35,18 +38,24 @@ __all__ = [
     "Piece",
     "Plan",
     "Precision",
+    "Progress",
+    "Reach",
     "StepStats",
     "Style",
+    "Verdict",
     "__version__",
     "build_mesh",
     "build_skeleton",
+    "check_causal",
     "check_heads",
     "check_packed",
     "chunk_range",
     "forward_inputs",
     "local_boxes",
+    "measure_reach",
     "model_batch",
     "named_tensor",
+    "no_progress",
     "plan_model",
     "resolve_precision",
     "tp_ranges",

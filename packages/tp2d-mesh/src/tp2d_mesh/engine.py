@@ -1,5 +1,6 @@
 """What both engines take, and what they give back from an optimizer step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,13 @@ from tp2d_mesh.precision import check_precision
 
 OPTIMIZERS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
 """Every optimizer by name, with the names of its moments. sgd is plain, for checking parity."""
+
+Progress = Callable[[str], None]
+"""Takes what a start is doing now, a short text (`loading weights: 12 of 40 files`); once a second at most."""
+
+
+def no_progress(message: str) -> None:
+    """A `Progress` that tells nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +69,15 @@ class StepStats:
 
     Args:
         loss: mean over all unmasked tokens of the global batch.
-        grad_norm: global 2-norm of the gradient before clipping. It is not finite where a gradient was not; then the
-            step was skipped.
+        grad_norm: global 2-norm of the gradient before clipping. It is not finite where a gradient was not.
         tokens: number of those tokens, each counted once.
+        positions: number of all positions that were computed, labelled or not, each counted once.
+        skipped: bool; the step was not applied, because its gradient was not finite: weights, moments and the
+            optimizer's step count are as before. An overflow that lowers the loss scale of fp16 is not counted here.
     """
 
     loss: torch.Tensor
     grad_norm: torch.Tensor
     tokens: torch.Tensor
+    positions: torch.Tensor
+    skipped: torch.Tensor

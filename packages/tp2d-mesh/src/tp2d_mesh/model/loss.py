@@ -57,11 +57,22 @@ def count_tokens(labels: torch.Tensor) -> torch.Tensor:
     return (labels[:, 1:] != IGNORED).sum()
 
 
-def count_global_tokens(labels: Sequence[torch.Tensor], *, dp_group: dist.ProcessGroup) -> torch.Tensor:
-    """The same over all micro-batches of all dp ranks; a collective, with equally many micro-batches on every rank."""
+def count_global_tokens(
+    labels: Sequence[torch.Tensor], *, dp_group: dist.ProcessGroup
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens to predict, and all positions, of every dp rank's micro-batches; one collective.
+
+    Args:
+        labels: `(batch, seq)` of each micro-batch; equally many on every rank.
+        dp_group: the ranks that hold other rows.
+
+    Returns:
+        `(tokens, positions)`: int64 scalars, equal on every rank of the group.
+    """
     tokens = torch.stack([count_tokens(one) for one in labels]).sum()
-    dist.all_reduce(tokens, group=dp_group)
-    return tokens
+    numbers = torch.stack([tokens, tokens.new_full((), sum(one.numel() for one in labels))])
+    dist.all_reduce(numbers, group=dp_group)
+    return numbers[0], numbers[1]
 
 
 def global_loss_sum(

@@ -9,15 +9,28 @@ from tp2d_mesh.engine import OPTIMIZERS, EngineSpec
 
 
 def build_optimizer(spec: EngineSpec, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-    """torch's AdamW (fused), or plain SGD.
+    """torch's AdamW, or plain SGD, as fused kernels: only those can leave a step out without asking the host.
 
     Args:
         spec: names the optimizer, the learning rate and the weight decay.
-        parameters: parameters, or parameter groups.
+        parameters: plain tensors, or groups of them. DTensor has no rule for the fused SGD: give its local tensors.
     """
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(list(parameters), lr=spec.learning_rate)
+        return torch.optim.SGD(list(parameters), lr=spec.learning_rate, fused=True)
     return torch.optim.AdamW(list(parameters), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
+
+
+def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
+    """Take a step; where `bad` is true change nothing: no weight, no moment, not the count of steps.
+
+    The host does not wait for `bad`.
+
+    Args:
+        optimizer: see `build_optimizer`.
+        bad: bool scalar on the device of the tensors.
+    """
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined] # as GradScaler tells the fused kernels
+    optimizer.step()
 
 
 def stepped_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -9,8 +9,9 @@ weights are the same on every mesh and with either engine. Only `build_skeleton`
 import copy
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from tp2d_mesh.engine import EngineSpec
+from tp2d_mesh.engine import EngineSpec, Progress, no_progress
 from tp2d_mesh.shards import NamedTensor
 
 
@@ -65,23 +66,44 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def load_weights(model: nn.Module, state: Mapping[str, NamedTensor], folder: Path) -> None:
-    """Fill every parameter's boxes from a Hugging Face folder of safetensors files.
+def load_weights(
+    model: nn.Module, state: Mapping[str, NamedTensor], folder: Path, *, progress: Progress = no_progress
+) -> None:
+    """Fill every parameter's boxes from a Hugging Face folder of safetensors files, one file after the other.
 
     Args:
         model: the model, for its tied names and its base prefix.
         state: `model.<name>` -> this rank's boxes.
         folder: holds `model.safetensors` or `model.safetensors.index.json`.
+        progress: is told which file is being read.
 
     Raises:
         ValueError: no safetensors file, a parameter that no file holds, or another shape than the configuration's.
     """
     where = _files_by_key(folder)
-    wanted = {name: _key_in_files(model, name.removeprefix("model."), where, folder) for name in state}
-    with ExitStack() as stack:
-        files = {f: stack.enter_context(safe_open(f, framework="pt")) for f in {where[k] for k in wanted.values()}}
-        for name, tensor in state.items():
-            _fill(tensor, files[where[wanted[name]]].get_slice(wanted[name]), folder)
+    keys = {name: _key_in_files(model, name.removeprefix("model."), where, folder) for name in state}
+    names_of: dict[Path, list[str]] = {}
+    for name, key in keys.items():
+        names_of.setdefault(where[key], []).append(name)
+    tell = _paced(progress)
+    for number, (file, names) in enumerate(names_of.items(), start=1):
+        tell(f"loading weights: {number} of {len(names_of)} files")
+        with safe_open(file, framework="pt") as source:
+            for name in names:
+                _fill(state[name], source.get_slice(keys[name]), folder)
+
+
+def _paced(progress: Progress, *, seconds: float = 1.0) -> Progress:
+    """The same, told at most once in so many seconds; what comes in between is left out."""
+    told = float("-inf")
+
+    def tell(message: str) -> None:
+        nonlocal told
+        if time.monotonic() - told >= seconds:
+            told = time.monotonic()
+            progress(message)
+
+    return tell
 
 
 def _files_by_key(folder: Path) -> dict[str, Path]:

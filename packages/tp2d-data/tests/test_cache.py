@@ -177,3 +177,17 @@ def test_concurrent_starts_tokenise_once(tmp_path, builtin_cache):
     assert sum(line.startswith("tokenised ") for output in outputs for line in output) == 1
     assert len(cached(tmp_path)) == 1
     assert len({output[-1] for output in outputs}) == 1 and outputs[0][-1].startswith("20000 ")
+
+
+def test_the_builtin_chat_template_counts_for_chats_alone(builtin_cache, tmp_path):
+    tokenizer = load_tokenizer("builtin:tiny", cache_dir=builtin_cache)
+    (tmp_path / "a.jsonl").write_text('{"text": "a b", "messages": []}\n')
+    tasks = Task(), Task(loss_on="assistant")
+
+    def folders():
+        made = [tokenise(tmp_path / "a.jsonl", tokenizer, tmp_path / "cache", task=task) for task in tasks]
+        return [one._folder(0, None) for one in made]
+
+    text, chat = folders()
+    tokenizer.chat_template = None
+    assert folders()[0] == text and folders()[1] != chat

@@ -226,3 +226,35 @@ def test_wrong_offsets_are_found(tokenizer, monkeypatch):
     right = chats._tokens
     monkeypatch.setattr(chats, "_tokens", lambda *arguments: right(*arguments) - 3)
     assert re.search(r"the tokens to train on in a turn say .*, not 'Hello, naïve ☃!'", refusal(tokenizer, LONG))
+
+
+@pytest.fixture
+def builtin(builtin_cache):
+    return load_tokenizer("builtin:tiny", cache_dir=builtin_cache)
+
+
+def test_the_builtin_template_marks_the_assistants_turns(builtin):
+    """The content and the token that ends it, of every turn, and nothing else."""
+    check_template(builtin)
+    turns = chat(
+        "sBe brief.", "uHi  😀 there", "aHello,\n naïve ☃!", "uAssistant:\nNo.", "a  User:\nbye ", "tdone", "a"
+    )
+    assert trained_on(builtin, turns) == [
+        "Hello,\n naïve ☃!<|endoftext|>",
+        "User:\nbye<|endoftext|>",
+        "<|endoftext|>",
+    ]
+    assert builtin.apply_chat_template(turns[:3], tokenize=False) == (
+        "System:\nBe brief.<|endoftext|>\n"
+        "User:\nHi  😀 there<|endoftext|>\nAssistant:\nHello,\n naïve ☃!<|endoftext|>\n"
+    )
+
+
+def test_the_builtin_template_is_one_for_transformers_too(builtin):
+    """Its mask of the assistant's tokens; a prompt's tokens are those that stand before the answer in training."""
+    turns = chat("uWho goes there?", "aA friend.", "uWho?", "aI.")
+    found = builtin.apply_chat_template(turns, return_assistant_tokens_mask=True, return_dict=True)
+    ((ids, trained),) = examples(builtin, turns)
+    assert ids == found["input_ids"] and trained.astype(int).tolist() == found["assistant_masks"]
+    prompt = builtin.apply_chat_template(turns[:3], add_generation_prompt=True)["input_ids"]
+    assert ids[: len(prompt)] == prompt and builtin.decode(ids[len(prompt) :]) == "I.<|endoftext|>\n"

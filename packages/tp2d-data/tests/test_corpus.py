@@ -46,19 +46,21 @@ def test_refuses_percentages(lines, percentage):
 
 
 def test_holdout_parts_are_disjoint_and_whole(lines):
-    parts = {part: documents(lines, part=part, holdout=0.2) for part in ("train", "eval")}
+    parts = {part: documents(lines, part=part, holdout_percentage=20) for part in ("train", "eval")}
     assert 20 < len(parts["eval"]) < 60
     assert sorted(parts["train"] + parts["eval"]) == sorted(documents(lines))
 
 
 def test_holdout_is_a_share_of_what_the_percentage_leaves(lines):
-    train, held_out = (documents(lines, part=part, holdout=0.2, dataset_percentage=50) for part in ("train", "eval"))
+    train, held_out = (
+        documents(lines, part=part, holdout_percentage=20, dataset_percentage=50) for part in ("train", "eval")
+    )
     assert sorted(train + held_out) == sorted(documents(lines, dataset_percentage=50))
 
 
 def test_own_validation_split_is_what_is_evaluated_on(folder):
     """A holdout then takes nothing from the training split."""
-    options = {"fields": ("body",), "holdout": 0.9}
+    options = {"fields": ("body",), "holdout_percentage": 90}
     assert documents(folder, part="train", **options) == ["train"]
     assert documents(folder, part="eval", **options) == ["validation"]
     assert documents(folder, split="validation", fields=("body",)) == ["validation"]
@@ -81,8 +83,11 @@ def test_configuration_of_a_folder_is_a_folder_in_it(tmp_path):
 
 
 def test_identity_tells_every_choice_apart(lines):
-    choices = product((10, 20), ("train", "eval"), (0.1, 0.2))
-    given = [{"dataset_percentage": percentage, "part": part, "holdout": share} for percentage, part, share in choices]
+    choices = product((10, 20), ("train", "eval"), (10, 20))
+    given = [
+        {"dataset_percentage": percentage, "part": part, "holdout_percentage": share}
+        for percentage, part, share in choices
+    ]
     identities = {json.dumps(opened(lines, **options).identity()) for options in given}
     assert len(identities) == 8
     again = {json.dumps(opened(lines, **options).identity()) for options in given}
@@ -105,10 +110,10 @@ def test_refusals(lines, folder, tmp_path):
     assert "dataset none.txt does not exist" in refusal("none.txt")
     assert "has no split 'test'; it has train, validation" in refusal(folder, split="test", fields=("body",))
     assert "has no field 'text'; it has body: choose one with text_field" in refusal(folder / "train.jsonl")
-    assert "has no validation split and holdout is 0" in refusal(lines, part="eval")
+    assert "has no validation split and holdout_percentage is 0" in refusal(lines, part="eval")
     assert refusal(lines, part="test") == "part must be train or eval, not 'test'"
-    assert refusal(lines, holdout=1.0) == "holdout must be at least 0 and below 1, not 1.0"
-    assert "holdout must be" in refusal(lines, holdout=float("nan"))
+    assert refusal(lines, holdout_percentage=100.0) == "holdout_percentage must be at least 0 and below 100, not 100.0"
+    assert "holdout_percentage must be" in refusal(lines, holdout_percentage=float("nan"))
     (tmp_path / "empty.txt").write_text("\n \n")
     assert f"dataset {tmp_path}/empty.txt: split 'train' is empty" in refusal(tmp_path / "empty.txt")
 
@@ -124,7 +129,7 @@ def test_check_is_quick(tmp_path):
 
 def test_begins_at_any_record(lines):
     """`numbered(n + 1)` goes on after record n, with a percentage and a holdout as without."""
-    for options in ({}, {"holdout": 0.2}, {"part": "eval", "holdout": 0.2}):
+    for options in ({}, {"holdout_percentage": 20}, {"part": "eval", "holdout_percentage": 20}):
         for percentage in (100, 33):
             found = opened(lines, dataset_percentage=percentage, **options)
             whole = list(found.numbered())
@@ -149,7 +154,7 @@ def test_holdout_of_chats_is_by_their_content(tmp_path):
     path = tmp_path / "chats.jsonl"
     chats = [[{"role": "user", "content": f"question {i}"}] for i in range(200)]
     path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-    options = {"holdout": 0.2, "fields": ("messages",)}
+    options = {"holdout_percentage": 20, "fields": ("messages",)}
     train, held_out = (documents(path, part=part, **options) for part in ("train", "eval"))
     assert 20 < len(held_out) < 60 and sorted(train + held_out, key=str) == sorted(chats, key=str)
 

@@ -22,6 +22,7 @@ def test_defaults_are_those_of_the_fields(kind):
 def test_other_defaults_are_those_of_the_spec():
     fields = {field.name: field for field in dataclasses.fields(DataSpec)}
     assert SIGNATURE["dataset_weights"].default is fields["weights"].default is None
+    assert SIGNATURE["eval_dataset"].default == fields["eval_corpora"].default == ()
     assert SIGNATURE["cache_dir"].default is fields["cache_dir"].default is None
     assert not SIGNATURE["streaming"].default and fields["stream"].default is None
     assert fields["task"].default_factory() == Task()
@@ -37,6 +38,7 @@ def test_every_argument_reaches_a_value():
     arguments -= {"self", "tokenizer", "sharding"}
     assert set(SIGNATURE) == arguments | {
         "model_name",
+        "eval_dataset",
         "tokenizer_name",
         "trust_remote_code",
         "dataset_weights",
@@ -51,14 +53,14 @@ def test_the_same_batches_as_the_spec(words, tmp_path, streaming):
     path.write_text("".join(f"w{i} w{i + 1} <eos>\n" for i in range(60)))
     cache = tmp_path / "cache"
     spec = DataSpec(
-        corpora=(Corpus(dataset_name=str(path), dataset_percentage=50, holdout=0.2),),
+        corpora=(Corpus(dataset_name=str(path), dataset_percentage=50, holdout_percentage=20),),
         packing=Packing(seq_length=8),
         stream=Stream(block_tokens=30) if streaming else None,
         cache_dir=cache,
     )
     spec.check(load_tokenizer(words))
     sharding = Sharding(batch_size_per_gpu=2, dp_rank=0, dp_size=1, seed=3)
-    given = {"dataset_percentage": 50, "holdout": 0.2, "seed": 3, "streaming": streaming, "block_tokens": 30}
+    given = {"dataset_percentage": 50, "holdout_percentage": 20, "seed": 3, "streaming": streaming, "block_tokens": 30}
     for part in ("train", "eval"):
         opened = spec.open(load_tokenizer(words), part=part, sharding=sharding)
         created = create_dataloader(words, str(path), 8, 2, 0, 1, part=part, cache_dir=cache, **given)

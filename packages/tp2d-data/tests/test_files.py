@@ -225,3 +225,12 @@ def test_a_stream_does_not_read_files_for_their_name(tmp_path):
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert FilesSource(path, cache_dir=cache, by_content=False).identity("train") == identity
     assert not cache.exists()
+
+
+def test_what_takes_long_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("tp2d_data.progress._SILENT_SECONDS", 0.001)
+    path, said = tmp_path / "a.txt", []
+    path.write_text("a line of text\n" * 2_000_000)
+    source = FilesSource(path, cache_dir=tmp_path / "cache", progress=said.append)
+    assert source.size("train") == 30_000_000 and source.count("train") == 2_000_000 and source.identity("train")
+    assert said[0] == f"counting the documents of {path}, 0 s" and said[-1] == f"hashing the files of {path}, 0 s"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tp2d_data import create_dataloader, order
+from tp2d_data import TooFewRows, create_dataloader, order
 from tp2d_data.tokens.tokenizer import BUILTIN_VOCABULARY, _train
 
 WIKITEXT = Path(__file__).parents[4] / "shared" / "data" / "wikitext2"
@@ -112,18 +112,49 @@ def test_tutorial_loop_runs_unchanged(make_loader):
 
 
 def test_evaluation_part(make_loader):
-    train, held_out = (make_loader(100, part=part, holdout=0.2, batch_size_per_gpu=1) for part in ("train", "eval"))
+    train, held_out = (
+        make_loader(100, part=part, holdout_percentage=20, batch_size_per_gpu=1) for part in ("train", "eval")
+    )
     assert sorted(first_words(train) + first_words(held_out)) == list(range(100))
+
+
+def test_statistics_tell_what_a_percentage_leaves_out(make_loader):
+    """In a first start, and in later ones, which read the tokens from the cache."""
+    for _ in range(2):
+        counts = make_loader(100, dataset_percentage=30, holdout_percentage=20).statistics
+        assert counts.available == 100 and 20 < counts.documents < 30
+    assert make_loader(100).statistics.available is None
+    assert make_loader(100).statistics.documents == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"holdout_percentage": 0.001}, "raise holdout_percentage 0.001, or name an eval_dataset, or set holdout_per"),
+        ({"eval_dataset": ["empty.txt"]}, "; name an eval_dataset of more documents"),
+    ],
+)
+def test_nothing_to_evaluate_on_says_what_to_do(make_loader, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("w0\n")
+    with pytest.raises(
+        TooFewRows, match=r"0 rows to evaluate on, of . documents.* are fewer than one global "
+    ) as raised:
+        make_loader(20, part="eval", **change)
+    assert message in str(raised.value)
 
 
 def test_too_few_rows(make_loader):
     with pytest.raises(ValueError) as raised:
         make_loader(7, batch_size_per_gpu=2, dp_size=4)
-    assert str(raised.value).split(".txt, ", 1)[1] == (
-        "part train: 7 rows (7 documents at dataset_percentage 100) are fewer than one "
-        "global batch of 8 = batch_size_per_gpu 2 x dp_size 4; "
-        "raise dataset_percentage, or lower batch_size_per_gpu, dp_size or seq_length"
+    assert str(raised.value).split(".txt: ", 1)[1] == (
+        "7 rows to train on, of 7 documents, are fewer than one global batch of 8 = batch_size_per_gpu 2 x dp_size 4; "
+        "give more documents, lower batch_size_per_gpu, dp_size or seq_length, or set last_batch to pad"
     )
+    with pytest.raises(
+        ValueError, match=r"of 4 documents \(the dataset has 8, see dataset_percentage\), .*; raise data"
+    ):
+        make_loader(8, batch_size_per_gpu=2, dp_size=4, dataset_percentage=50)
     assert len(make_loader(8, batch_size_per_gpu=2, dp_size=4)) == 1
 
 

@@ -48,9 +48,10 @@ def test_all_names_exist():
     assert kinds == sorted(set(kinds))  # constants, classes, functions
 
 
-def test_readme_example_runs(builtin_cache):
+def test_readme_examples_run(builtin_cache):
     """Without any network: the hub is switched off."""
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    result = run(code, TP2D_CACHE=str(builtin_cache), HF_HUB_OFFLINE="1")
-    assert result.returncode == 0, result.stderr
-    assert "torch.Size([8, 256])" in result.stdout
+    first, own = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    for code, output in (first, "torch.Size([8, 256])"), (own, "squares 1000 documents,"):
+        result = run(code, TP2D_CACHE=str(builtin_cache), HF_HUB_OFFLINE="1")
+        assert result.returncode == 0, result.stderr
+        assert output in result.stdout

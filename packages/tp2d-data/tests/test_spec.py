@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from tp2d_data import Corpus, DataSpec, Packing, Sharding, Stream, Task, TooFewRows, load_tokenizer
+from tp2d_data import Corpus, DataSpec, Packing, Records, Sharding, Stream, Task, TooFewRows, load_tokenizer
 
 
 @pytest.fixture
@@ -71,3 +71,79 @@ def test_is_a_value(spec):
     """Equal and hashable, so that a driver can send it to its ranks and compare."""
     assert spec("a.txt") == spec("a.txt") != spec("a.txt", stream=Stream())
     assert len({spec("a.txt"), spec("a.txt")}) == 1
+
+
+@pytest.fixture
+def evaluated(tmp_path, spec):
+    """A spec over 20 documents to train on and 5 to evaluate on."""
+    (tmp_path / "e.txt").write_text("w5 w6\n" * 5)
+
+    def make(*names, **options):
+        corpora = tuple(Corpus(dataset_name=str(tmp_path / name)) for name in names or ["e.txt"])
+        training = Corpus(dataset_name=str(tmp_path / "a.txt"), dataset_percentage=50, holdout_percentage=50)
+        return spec("a.txt", **({"corpora": (training,), "eval_corpora": corpora} | options))
+
+    return make
+
+
+ONE = Sharding(batch_size_per_gpu=1, dp_rank=0, dp_size=1)
+
+
+def test_an_evaluation_of_its_own_data_reads_them_whole_and_holds_nothing_out(evaluated, words):
+    tokenizer = load_tokenizer(words)
+    for options in ({}, {"stream": Stream(block_tokens=8)}, {"weights": (1.0,)}):
+        found = evaluated(**options)
+        found.check(tokenizer)
+        held_out = found.open(tokenizer, part="eval", sharding=ONE)
+        assert held_out.statistics.documents == 5
+        assert {token for batch in held_out for token in batch["input_ids"].flatten().tolist()} == {7, 8, 1}
+        trained = found.open(tokenizer, sharding=ONE)
+        labels = [int((batch["labels"] != -100).sum()) for batch in trained]
+        assert sum(labels) == 10, "all of the 10 documents that dataset_percentage leaves, with a label each"
+
+
+def test_which_split_is_evaluated_on(evaluated, words, tmp_path):
+    tokenizer = load_tokenizer(words)
+    splits = {"both": ["train", "validation"], "one": ["test"], "two": ["test", "train"]}
+    for name, files in splits.items():
+        (tmp_path / name).mkdir()
+        for number, split in enumerate(files, 1):
+            (tmp_path / name / f"{split}.txt").write_text("w0 w1\n" * number)
+    for name, documents in {"both": 2, "one": 1, "two": 2}.items():
+        found = evaluated(name).open(tokenizer, part="eval", sharding=ONE)
+        assert found.statistics.documents == documents, name
+    several = evaluated(eval_corpora=(Corpus(dataset_name=str(tmp_path / "two"), split="dev"),))
+    with pytest.raises(ValueError, match="has neither the split 'validation' nor 'dev'; it has train, test; set split"):
+        several.check(tokenizer)
+
+
+def test_check_looks_at_what_is_evaluated_on(evaluated, words, tmp_path):
+    with pytest.raises(ValueError, match=r"none\.txt does not exist"):
+        evaluated("none.txt").check()
+    (tmp_path / "other.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(ValueError, match="has no field 'text'; it has body"):
+        evaluated("other.jsonl").check()
+
+
+def test_counts_rows_where_that_is_quick(spec, words, tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(words)
+    four = dataclasses.replace(ONE, batch_size_per_gpu=4)
+    packing = Packing(seq_length=8, mode="pad")
+    assert spec("a.txt", packing=packing).count_rows(tokenizer, sharding=four) == 20
+    assert spec("a.txt", "a.txt", packing=packing).count_rows(tokenizer, sharding=ONE) == 40
+    with pytest.raises(TooFewRows, match="5 rows to train on, of 20 documents, are fewer than one global batch of 40"):
+        spec("a.txt").count_rows(tokenizer, sharding=dataclasses.replace(ONE, batch_size_per_gpu=40))
+    assert spec("a.txt", stream=Stream()).count_rows(tokenizer, sharding=ONE) is None
+    monkeypatch.setattr("tp2d_data.spec.QUICK_BYTES", 100)
+    assert spec("a.txt", cache_dir=tmp_path / "other").count_rows(tokenizer, sharding=ONE) is None
+    assert not (tmp_path / "other" / "tokens").exists()
+
+
+def test_counts_rows_of_what_is_tokenised_already(spec, words):
+    """A dataset whose size is not known, such as one of the hub."""
+    tokenizer = load_tokenizer(words)
+    rows = Records([{"text": "w0 w1"}] * 20, name="own")
+    found = spec(corpora=(Corpus(dataset_name=rows),), packing=Packing(seq_length=8, mode="pad"))
+    assert found.count_rows(tokenizer, sharding=ONE) is None
+    found.open(tokenizer, sharding=ONE)
+    assert found.count_rows(tokenizer, sharding=ONE) == 20

@@ -83,14 +83,14 @@ def test_host_that_was_first_wins(tmp_path):
 
 def test_place_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ValueError, match=r"cannot be made .* set cache_dir or TP2D_CACHE"):
+    with pytest.raises(ValueError, match=r"cannot be made .* set TP2D_CACHE to another folder"):
         publish(tmp_path / "file" / "folder", lambda temporary: None)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_place_that_cannot_be_written(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(ValueError, match="cannot be written; set cache_dir or TP2D_CACHE"):
+    with pytest.raises(ValueError, match="cannot be written; set TP2D_CACHE to another folder"):
         publish(tmp_path / "folder", lambda temporary: None)
 
 

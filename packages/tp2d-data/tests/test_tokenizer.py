@@ -110,3 +110,20 @@ def test_identity_holds_what_a_record_is_made_with(words):
             setattr(tokenizer, name, value)
         identities.add(tokenizer_identity(tokenizer))
     assert len(identities) == 4
+
+
+def test_the_builtin_chat_template_leaves_tokens_of_texts_as_they_were(builtin_cache):
+    """It came after the first runs: their cached tokens, and positions in them, are known by this hash."""
+    tokenizer = load_tokenizer("builtin:tiny", cache_dir=builtin_cache)
+    with_template = {chats: tokenizer_identity(tokenizer, with_chats=chats) for chats in (True, False)}
+    assert len(tokenizer) == BUILTIN_VOCABULARY and tokenizer.chat_template
+    tokenizer.chat_template = None
+    assert tokenizer_identity(tokenizer) == with_template[False] != with_template[True]
+    tokenizer.chat_template = "another"
+    assert tokenizer_identity(tokenizer, with_chats=False) != with_template[False]
+
+
+def test_the_builtin_chat_template_survives_save_pretrained(builtin_cache, tmp_path):
+    tokenizer = load_tokenizer("builtin:tiny", cache_dir=builtin_cache)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).chat_template == tokenizer.chat_template

@@ -12,6 +12,7 @@ from tp2d_data.sampling.sharding import LastBatch, Sharding
 from tp2d_data.sampling.stream import Stream
 from tp2d_data.sources.corpus import Corpus
 from tp2d_data.sources.hub import hub_reachable
+from tp2d_data.sources.own import Records, Source
 from tp2d_data.spec import DataSpec
 from tp2d_data.tokens.examples import LossOn, Task
 from tp2d_data.tokens.tokenizer import BUILTIN_VOCABULARY, load_tokenizer
@@ -28,7 +29,9 @@ __all__ = [
     "LossOn",
     "Mode",
     "Packing",
+    "Records",
     "Sharding",
+    "Source",
     "Statistics",
     "Stream",
     "Task",

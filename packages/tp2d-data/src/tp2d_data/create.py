@@ -1,14 +1,16 @@
 """`create_dataloader`: the call with plain arguments, a cover over `DataSpec`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tp2d_data.loader import Loader
+from tp2d_data.progress import Progress
 from tp2d_data.rows.packing import Mode, Packing
 from tp2d_data.sampling.sharding import LastBatch, Sharding
 from tp2d_data.sampling.stream import Stream
 from tp2d_data.sources.corpus import Corpus, Part
+from tp2d_data.sources.own import Source
 from tp2d_data.spec import DataSpec, logger
 from tp2d_data.tokens.examples import LossOn, Task
 from tp2d_data.tokens.tokenizer import load_tokenizer
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 def create_dataloader(
     model_name: str,
-    dataset_name: str | Sequence[str],
+    dataset_name: str | Source | Sequence[str | Source],
     seq_length: int,
     batch_size_per_gpu: int,
     dp_rank: int,
@@ -37,7 +39,8 @@ def create_dataloader(
     completion_field: str = Task.completion_field,
     messages_field: str = Task.messages_field,
     part: Part = "train",
-    holdout: float = Corpus.holdout,
+    holdout_percentage: float = Corpus.holdout_percentage,
+    eval_dataset: str | Source | Sequence[str | Source] = (),
     packing: Mode = Packing.mode,
     respect_boundaries: bool = Packing.respect_boundaries,
     append_eos: bool | None = Packing.append_eos,
@@ -49,14 +52,15 @@ def create_dataloader(
     device: "torch.device | str | None" = None,
     cache_dir: str | Path | None = DataSpec.cache_dir,
     trust_remote_code: bool = False,
-    progress: Callable[[str], None] = logger.info,
+    progress: Progress = logger.info,
 ) -> Loader:
     """The batches of data parallel rank `dp_rank`; pass every tensor parallel peer of that rank the same arguments.
 
     Args:
         model_name: names the tokenizer: a hub name, a local folder, or `builtin:...`.
         dataset_name: a hub name (`wikitext` is `Salesforce/wikitext`), a local file or folder (txt with a document
-            a line, jsonl, json, parquet, arrow; the first three also compressed), or `builtin:stdlib`; or several.
+            a line, jsonl, json, parquet, arrow; the first three also compressed), `builtin:stdlib`, or your own
+            records (see `Records` and `Source`); or a list of several.
         seq_length: tokens of a row.
         batch_size_per_gpu: rows of this rank's batch.
         seed: decides the order of samples, with the epoch; see `order`.
@@ -67,9 +71,11 @@ def create_dataloader(
         loss_on: what a document is and which of its tokens are trained on: `all` of the text in `text_field`, the
             `completion` in `completion_field` that follows the prompt in `prompt_field`, or the turns of the
             `assistant` in the chat in `messages_field`.
-        part: `train`, or `eval` for the dataset's validation split, else the share held out.
-        holdout: share (0 to 1) of the documents held out for `eval`, chosen by content; without effect on a dataset
-            that has a validation split. Pass both parts the same.
+        part: `train`, or `eval` for `eval_dataset`, else the dataset's validation split, else the share held out.
+        holdout_percentage: how many percent of the documents are held out for `eval`, chosen by content; without
+            effect on a dataset that has a validation split, and beside `eval_dataset`. Pass both parts the same.
+        eval_dataset: what `eval` reads, as `dataset_name`: the validation split where there is one, else `split`,
+            else the only split; all of it, and never streamed. Pass both parts the same.
         packing: how documents fill rows: `best_fit`, `concat` or `pad`; see `Packing`.
         respect_boundaries: whether packed documents see only themselves; batches then have `position_ids`.
         append_eos: whether every document ends with the end-of-text token; None: where `respect_boundaries` is off,
@@ -83,14 +89,13 @@ def create_dataloader(
         device: a GPU to which batches are copied ahead; None: they stay on the CPU.
         cache_dir: of tokenised data; default `$TP2D_CACHE`, else `~/.cache/tp2d`.
         trust_remote_code: whether code that comes with a tokenizer may run.
-        progress: is told every few seconds how far tokenising is; the default logs it.
+        progress: is told every few seconds how far tokenising is, and what else takes so long; the default logs it.
 
     Raises:
         ValueError: an argument out of range; no such dataset, configuration, split, field or tokenizer; the hub is
             needed and does not answer; a document that cannot be read, by file and line.
         TooFewRows: a ValueError too; fewer rows than one global batch.
     """
-    names = [dataset_name] if isinstance(dataset_name, str) else dataset_name
     stream = Stream(block_tokens=block_tokens)
     spec = DataSpec(
         corpora=tuple(
@@ -99,10 +104,11 @@ def create_dataloader(
                 dataset_config=dataset_config,
                 split=split,
                 dataset_percentage=dataset_percentage,
-                holdout=holdout,
+                holdout_percentage=holdout_percentage,
             )
-            for name in names
+            for name in _several(dataset_name)
         ),
+        eval_corpora=tuple(Corpus(dataset_name=name, split=split) for name in _several(eval_dataset)),
         weights=None if dataset_weights is None else tuple(dataset_weights),
         task=Task(
             loss_on=loss_on,
@@ -120,7 +126,9 @@ def create_dataloader(
     sharding = Sharding(
         batch_size_per_gpu=batch_size_per_gpu, dp_rank=dp_rank, dp_size=dp_size, seed=seed, last_batch=last_batch
     )
-    tokenizer = load_tokenizer(tokenizer_name or model_name, trust_remote_code=trust_remote_code, cache_dir=cache_dir)
+    tokenizer = load_tokenizer(
+        tokenizer_name or model_name, trust_remote_code=trust_remote_code, cache_dir=cache_dir, progress=progress
+    )
     return spec.open(
         tokenizer,
         part=part,
@@ -130,3 +138,11 @@ def create_dataloader(
         prefetch=prefetch,
         progress=progress,
     )
+
+
+def _several(given: str | Source | Sequence[str | Source]) -> Sequence[str | Source]:
+    """The datasets of an argument that may be one or a list of them."""
+    if isinstance(given, list | tuple):
+        return given
+    one: Any = given
+    return [one]

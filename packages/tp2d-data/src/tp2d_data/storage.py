@@ -52,7 +52,7 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
     if folder.exists():
         return folder
     require_writable(folder.parent)
-    with _locked(folder.with_name(folder.name + ".lock")):
+    with locked(folder.with_name(folder.name + ".lock")):
         if not folder.exists():
             _write(folder, write)
     return folder
@@ -79,13 +79,16 @@ def require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"the cache folder {folder} cannot be made ({error}); set cache_dir or TP2D_CACHE") from error
+        raise ValueError(
+            f"the cache folder {folder} cannot be made ({error}); set TP2D_CACHE to another folder"
+        ) from error
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"the cache folder {folder} cannot be written; set cache_dir or TP2D_CACHE")
+        raise ValueError(f"the cache folder {folder} cannot be written; set TP2D_CACHE to another folder")
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Lets one process of the machine at a time into the block; `path` is the lock's file."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

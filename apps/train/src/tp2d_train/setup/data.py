@@ -1,14 +1,17 @@
 """The data of a run: whether they can be read, and this dp rank's batches."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from tp2d_data import Loader, Sharding, Stream, TooFewRows, load_tokenizer
+from tp2d_data import Loader, Sharding, Statistics, Stream, TooFewRows, load_tokenizer
 from tp2d_mesh import Mesh
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.setup.model import ResolvedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,13 +29,27 @@ class Data:
     warnings: tuple[str, ...]
 
 
-def check(config: TrainConfig, model: ResolvedModel) -> None:
+def check(config: TrainConfig, model: ResolvedModel, *, progress: Callable[[str], None] = logger.info) -> int | None:
     """Refuses datasets that are not there or lack what is asked of them, and a tokenizer that does not fit.
+
+    Data that are tokenised within some seconds are tokenised here, so that too few of them are refused too.
+
+    Returns:
+        The rows of an epoch over all ranks; None where they are not known before the workers have read the data.
 
     Raises:
         ValueError: the option, what was found, and what to do.
     """
-    config.data.check(_load_tokenizer(config, model))
+    tokenizer = _load_tokenizer(config, model, progress=progress)
+    config.data.check(tokenizer, progress=progress)
+    sharding = _sharding(config, dp_rank=0)
+    rows = config.data.count_rows(tokenizer, sharding=sharding, progress=progress)
+    if config.eval_dataset or (config.holdout_percentage and config.eval_interval_steps is not None):
+        try:
+            config.data.count_rows(tokenizer, part="eval", sharding=_filled(sharding), progress=progress)
+        except TooFewRows as error:
+            raise _without_evaluation(error, config) from None
+    return rows
 
 
 def build(config: TrainConfig, *, mesh: Mesh, model: ResolvedModel, progress: Callable[[str], None]) -> Data:
@@ -47,24 +64,18 @@ def build(config: TrainConfig, *, mesh: Mesh, model: ResolvedModel, progress: Ca
     Raises:
         ValueError: as `check`, a document that cannot be read, or fewer rows than a global batch.
     """
-    tokenizer = _load_tokenizer(config, model)
-    sharding = Sharding(
-        batch_size_per_gpu=config.batch_size_per_gpu,
-        dp_rank=mesh.dp_rank,
-        dp_size=mesh.layout.dp,
-        seed=config.seed,
-        last_batch=config.last_batch,
-    )
+    tokenizer = _load_tokenizer(config, model, progress=progress)
+    sharding = _sharding(config, dp_rank=mesh.dp_rank)
     loader = config.data.open(tokenizer, sharding=sharding, device=mesh.device, progress=progress)
-    if not config.holdout_percentage:
+    if not (config.eval_dataset or config.holdout_percentage):
         return Data(loader=loader, held_out=None, warnings=())
     try:
-        held_out = _open_held_out(config, tokenizer, sharding=sharding, mesh=mesh, progress=progress)
+        held_out = _open_held_out(config, tokenizer, sharding=_filled(sharding), mesh=mesh, progress=progress)
     except TooFewRows as error:
-        if config.eval_interval_steps is not None:
-            raise ValueError(f"{error}; or leave out eval_interval_steps") from None
-        return Data(loader=loader, held_out=None, warnings=(f"no evaluation, {error}",))
-    return Data(loader=loader, held_out=held_out, warnings=())
+        if config.eval_dataset or config.eval_interval_steps is not None:
+            raise _without_evaluation(error, config) from None
+        return Data(loader=loader, held_out=None, warnings=(f"no evaluation, {error}{_way_out(config)}",))
+    return Data(loader=loader, held_out=held_out, warnings=_warnings(config, held_out.statistics))
 
 
 def check_vocabulary(tokens: int, model: Any) -> None:
@@ -81,23 +92,67 @@ def check_vocabulary(tokens: int, model: Any) -> None:
         )
 
 
-def _load_tokenizer(config: TrainConfig, model: ResolvedModel) -> Any:
-    tokenizer = load_tokenizer(model.tokenizer_name, trust_remote_code=config.trust_remote_code)
+def _load_tokenizer(config: TrainConfig, model: ResolvedModel, *, progress: Callable[[str], None]) -> Any:
+    trusted = config.trust_remote_code
+    tokenizer = load_tokenizer(model.tokenizer_name, trust_remote_code=trusted, progress=progress)
     check_vocabulary(len(tokenizer), model.config)
     return tokenizer
+
+
+def _sharding(config: TrainConfig, *, dp_rank: int) -> Sharding:
+    return Sharding(
+        batch_size_per_gpu=config.batch_size_per_gpu,
+        dp_rank=dp_rank,
+        dp_size=config.dp_size,
+        seed=config.seed,
+        last_batch=config.last_batch,
+    )
+
+
+def _filled(sharding: Sharding) -> Sharding:
+    """For an evaluation: every row counts, so the last batch is filled up with rows that do not."""
+    return dataclasses.replace(sharding, last_batch="pad")
 
 
 def _open_held_out(
     config: TrainConfig, tokenizer: Any, *, sharding: Sharding, mesh: Mesh, progress: Callable[[str], None]
 ) -> Loader:
-    """The batches to evaluate on, the last one filled up. Of a stream, only as much as an evaluation takes."""
+    """The batches to evaluate on. Of a stream, only as much as an evaluation takes."""
     data = config.data
     if data.stream is None:
         data = dataclasses.replace(data, weights=None)
     elif config.eval_batches is not None:
         tokens = config.eval_batches * sharding.global_batch_size * config.seq_length
         data = dataclasses.replace(data, stream=Stream(block_tokens=tokens))
-    filled = dataclasses.replace(sharding, last_batch="pad")
-    held_out = data.open(tokenizer, part="eval", sharding=filled, device=mesh.device, progress=progress)
+    held_out = data.open(tokenizer, part="eval", sharding=sharding, device=mesh.device, progress=progress)
     next(iter(held_out))  # a stream is first read here; each evaluation begins anew
     return held_out
+
+
+def _without_evaluation(error: TooFewRows, config: TrainConfig) -> ValueError:
+    asked = "eval_dataset" if config.eval_dataset else "eval_interval_steps"
+    return ValueError(f"{error}{_way_out(config)}; or leave out {asked}")
+
+
+def _way_out(config: TrainConfig) -> str:
+    """What to do about a stream that holds out too little, which its own message does not know."""
+    if not config.streaming or config.eval_dataset:
+        return ""
+    return f"; raise holdout_percentage {config.holdout_percentage:g}, or name an eval_dataset"
+
+
+def _warnings(config: TrainConfig, counts: Statistics | None) -> tuple[str, ...]:
+    """What an evaluation on few rows is worth; nothing is known of a stream."""
+    batch = config.dp_size * config.batch_size_per_gpu
+    if counts is None or counts.rows >= batch:
+        return ()
+    more = (
+        "name an eval_dataset of more documents"
+        if config.eval_dataset
+        else "raise holdout_percentage, name an eval_dataset, or set holdout_percentage to 0"
+    )
+    return (
+        f"the evaluation has {counts.rows:,} rows ({counts.documents:,} documents, {counts.tokens:,} tokens), fewer "
+        f"than one micro-batch of {batch} = dp_size {config.dp_size} x batch_size_per_gpu {config.batch_size_per_gpu}: "
+        f"its loss says little; {more}",
+    )

@@ -1,5 +1,6 @@
 """Rows of one length, made of tokenised documents."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tp2d_data.progress import Progress, told
 from tp2d_data.rows.packing import JoinedTable, Packing, PaddedTable, Table, open_packed, write_packed
 from tp2d_data.storage import cache_root, hash_of, publish
 from tp2d_data.tokens.cache import Tokens
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 
@@ -23,6 +27,9 @@ class Statistics:
     """Counts of documents, rows and tokens, of one epoch over all ranks."""
 
     documents: int  # read
+    available: int | None = (
+        None  # of the datasets, those that dataset_percentage leaves out included; None: not counted
+    )
     dropped: dict[str, int]  # reason -> documents left out
     rows: int
     tokens: int  # in rows; a token in two rows counts twice
@@ -41,15 +48,25 @@ class Rows:
         return len(self.table)
 
 
-def open_rows(tokens: Tokens, packing: Packing, *, cache_dir: str | Path | None = None) -> Rows:
-    """The rows of `tokens`; rows that have to be computed are computed once per machine."""
+def open_rows(
+    tokens: Tokens, packing: Packing, *, cache_dir: str | Path | None = None, progress: Progress = logger.info
+) -> Rows:
+    """The rows of `tokens`; rows that have to be computed are computed once per machine.
+
+    `progress` is told where that takes more than some seconds.
+    """
     if packing.mode == "concat":
         return Rows(tokens=tokens, table=JoinedTable(offsets=tokens.offsets, seq_length=packing.seq_length))
     if packing.mode == "pad" and tokens.trained is None:
         return Rows(tokens=tokens, table=PaddedTable(offsets=tokens.offsets, seq_length=packing.seq_length))
     folder = folder_of_rows(tokens.key, packing, cache_dir)
     keep = None if tokens.trained is None else lambda start, stop: _labelled(tokens, start, stop, packing.seq_length)
-    publish(folder, lambda temporary: write_packed(temporary, tokens.offsets, packing=packing, keep=keep))
+
+    def write(temporary: Path) -> None:
+        with told(progress, f"packing {len(tokens):,} documents into rows"):
+            write_packed(temporary, tokens.offsets, packing=packing, keep=keep)
+
+    publish(folder, write)
     return Rows(tokens=tokens, table=open_packed(folder))
 
 
@@ -65,9 +82,11 @@ def statistics(parts: Iterable[Rows], seq_length: int) -> Statistics:
     for part in parts:
         for reason, count in part.tokens.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
+    available = [part.tokens.available for part in parts]
     rows, tokens = sum(map(len, parts)), sum(part.table.filled for part in parts)
     return Statistics(
         documents=sum(part.tokens.read for part in parts),
+        available=None if None in available else sum(filter(None, available)),
         dropped=dropped,
         rows=rows,
         tokens=tokens,

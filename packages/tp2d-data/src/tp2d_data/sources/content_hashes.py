@@ -5,6 +5,7 @@ seconds: it could change again and keep its size and times.
 """
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,13 +14,18 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from tp2d_data.progress import Progress, told
 from tp2d_data.storage import cache_root, hash_of, require_writable, write_whole
+
+logger = logging.getLogger(__name__)
 
 _FRESH_NS = 2_000_000_000
 Note = list[int | str]  # size, time of change, time of the inode's change, hash
 
 
-def content_hashes(root: Path, files: Sequence[Path], cache_dir: str | Path | None) -> list[tuple[int, str]]:
+def content_hashes(
+    root: Path, files: Sequence[Path], cache_dir: str | Path | None, *, progress: Progress = logger.info
+) -> list[tuple[int, str]]:
     """Size and hash of the content of each of `files`, which are of the dataset `root`. About 1 s for 1 GB.
 
     Raises:
@@ -31,7 +37,8 @@ def content_hashes(root: Path, files: Sequence[Path], cache_dir: str | Path | No
         require_writable(path.parent)
         with FileLock(path.with_suffix(".lock")):  # of several ranks of a machine one reads, the others wait
             notes = _noted(path)
-            fresh = {str(file.absolute()): _read(file) for file in files if not _holds(notes, file)}
+            with told(progress, f"hashing the files of {root}"):
+                fresh = {str(file.absolute()): _read(file) for file in files if not _holds(notes, file)}
             notes |= fresh
             write_whole(path, json.dumps({name: note for name, note in notes.items() if not _is_fresh(note)}))
     found = (notes[str(file.absolute())] for file in files)

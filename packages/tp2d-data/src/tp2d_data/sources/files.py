@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tp2d_data.progress import Progress, told
 from tp2d_data.sources import table_files, text_files
 from tp2d_data.sources.compression import CODECS, codec_of
 from tp2d_data.sources.content_hashes import content_hashes
@@ -24,6 +25,7 @@ SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing":
     ("validation", "valid", "val", "dev", "eval"), "validation"
 )
 
+_INFLATION = 5  # a compressed file, or one of a binary format, holds about so many times its size of text
 NOTES = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 
@@ -57,13 +59,22 @@ class FilesSource:
         path: of the file or folder.
         cache_dir: where the files' content hashes are noted.
         by_content: identify files by their content, which is read once for that; else by their size and times.
+        progress: is told where counting or hashing takes more than some seconds.
 
     Raises:
         ValueError: no file of a known format, files of several formats, or files whose splits are not clear.
     """
 
-    def __init__(self, path: Path, *, cache_dir: str | Path | None = None, by_content: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        cache_dir: str | Path | None = None,
+        by_content: bool = True,
+        progress: Progress = logger.info,
+    ) -> None:
         self.name = str(path)
+        self._progress = progress
         self._path = path
         self._cache_dir = cache_dir
         self._by_content = by_content
@@ -97,11 +108,16 @@ class FilesSource:
         if not self._by_content:
             stats = ((file, file.stat()) for file in files)
             return [[str(file.absolute()), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
-        hashes = content_hashes(self._path, files, self._cache_dir)
+        hashes = content_hashes(self._path, files, self._cache_dir, progress=self._progress)
         return [[_name(self._path, file), *found] for file, found in zip(files, hashes, strict=True)]
 
+    def size(self, split: str) -> int | None:
+        files = self._splits[split]
+        return sum(file.stat().st_size * (1 if file.suffix in _TEXT else _INFLATION) for file in files)
+
     def count(self, split: str) -> int:
-        return sum(map(self._format.count, self._splits[split]))
+        with told(self._progress, f"counting the documents of {self.name}"):
+            return sum(map(self._format.count, self._splits[split]))
 
     def records(self, split: str, fields: tuple[str, ...], start: int = 0) -> Iterator[Record]:
         *others, last = self._splits[split]

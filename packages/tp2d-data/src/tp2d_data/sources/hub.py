@@ -4,6 +4,7 @@ Without a network, the hub's own libraries retry for half a minute. So the hub i
 not answer, only the local cache is used.
 """
 
+import logging
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +14,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+from tp2d_data.progress import Progress, told
 from tp2d_data.sources.records import Record, require_fields
+from tp2d_data.storage import cache_root, hash_of, locked, require_writable
+
+logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 3.0
 _ROWS = 1024  # of a batch
@@ -97,10 +102,26 @@ def one_line(error: Exception) -> str:
 
 
 class HubSource:
-    """A dataset of the hub; where the hub does not answer, its local cache."""
+    """A dataset of the hub; where the hub does not answer, its local cache.
 
-    def __init__(self, name: str, config: str | None) -> None:
+    Args:
+        name: on the hub.
+        config: of its configurations.
+        cache_dir: where the lock is that lets one process of a machine download.
+        progress: is told, by the process that downloads, that it does.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None,
+        *,
+        cache_dir: str | Path | None = None,
+        progress: Progress = logger.info,
+    ) -> None:
         self.name = name
+        self._cache_dir = cache_dir
+        self._progress = progress
         self._builder = _load_builder(name, config)
 
     def splits(self) -> tuple[str, ...]:
@@ -115,6 +136,9 @@ class HubSource:
     def identity(self, split: str) -> Any:
         # Configuration, version and the hub's commit are the same whether the hub or the cache answers.
         return [self.name, *Path(self._builder.cache_dir).parts[-3:], split]
+
+    def size(self, split: str) -> int | None:
+        return None
 
     def count(self, split: str) -> int:
         return len(self._rows(split))
@@ -131,7 +155,10 @@ class HubSource:
 
     @cached_property
     def _prepared(self) -> Any:
-        self._builder.download_and_prepare()
+        lock = cache_root(self._cache_dir) / "downloads" / f"{hash_of(str(self._builder.cache_dir))}.lock"
+        require_writable(lock.parent)
+        with locked(lock), told(self._progress, f"downloading dataset {self.name}"):
+            self._builder.download_and_prepare()
         return self._builder
 
 

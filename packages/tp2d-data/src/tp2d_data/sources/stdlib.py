@@ -8,6 +8,7 @@ never imported, because imports have side effects. A fixed 5 % of the documents,
 
 import ast
 import json
+import logging
 import os
 import sys
 import sysconfig
@@ -15,13 +16,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tp2d_data.progress import Progress, told
 from tp2d_data.sources.files import FilesSource
 from tp2d_data.sources.holdout import is_held_out
 from tp2d_data.sources.records import Record, require_fields
 from tp2d_data.storage import cache_root, hash_of, publish
 
+logger = logging.getLogger(__name__)
+
 NAME = "builtin:stdlib"
 VALIDATION_SHARE = 0.05
+_SIZE = 2_500_000  # bytes, about
 # Tests, and packages installed beside the library, are not its documentation.
 _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
@@ -31,8 +36,9 @@ class StdlibSource:
 
     name = NAME
 
-    def __init__(self, cache_dir: str | Path | None = None) -> None:
+    def __init__(self, cache_dir: str | Path | None = None, *, progress: Progress = logger.info) -> None:
         self._cache_dir = cache_dir
+        self._progress = progress
 
     def splits(self) -> tuple[str, ...]:
         return ("train", "validation")
@@ -44,6 +50,9 @@ class StdlibSource:
     def identity(self, split: str) -> Any:
         return [NAME, split, _library_identity()]
 
+    def size(self, split: str) -> int | None:
+        return _SIZE
+
     def count(self, split: str) -> int:
         return self._files().count(split)
 
@@ -52,7 +61,11 @@ class StdlibSource:
 
     def _files(self) -> FilesSource:
         folder = cache_root(self._cache_dir) / "stdlib" / hash_of(_library_identity())
-        return FilesSource(publish(folder, _write_documents), cache_dir=self._cache_dir)
+        return FilesSource(publish(folder, self._write), cache_dir=self._cache_dir, progress=self._progress)
+
+    def _write(self, folder: Path) -> None:
+        with told(self._progress, f"collecting the texts of {NAME}"):
+            _write_documents(folder)
 
 
 def stdlib_documents() -> Iterator[str]:

@@ -7,7 +7,6 @@ counts. Nothing here depends on the rows' length, so one cache serves every leng
 
 import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tp2d_data.ahead import Ahead
+from tp2d_data.progress import Clock, Progress
 from tp2d_data.sources.corpus import Documents
 from tp2d_data.sources.records import Record
 from tp2d_data.storage import Damaged, cache_root, hash_of, publish
@@ -35,10 +35,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 Numbered = tuple[int, Record]
-Progress = Callable[[str], None]
 _BATCH_RECORDS, _BATCH_CHARACTERS = 1024, 250_000  # the tokenizer needs about 130 bytes a character while it works
 _FIRST_GROUPS = 16  # by the time processes have started, these are done here
-_PROGRESS_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +47,7 @@ class Tokens:
     offsets: NDArray[np.int64]  # (documents + 1,), memory-mapped
     trained: NDArray[np.uint8] | None  # (tokens,), memory-mapped: 1 for a label; None: all are
     read: int  # records read, those dropped included
+    available: int | None = None  # records of the split, where a percentage leaves some out; None: not counted
     dropped: dict[str, int]  # reason -> records
     following: int | None  # number of the source's record that a stream's next block begins with; None: no more
     key: str  # the hash of everything they depend on: changes when they may have changed
@@ -89,6 +88,11 @@ class Tokeniser:
         """The documents from the source's record `start` on, until there are `limit` tokens; see `all`."""
         return self._load(start=start, limit=limit)
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether `all` has nothing to tokenise."""
+        return self._folder(0, None).exists()
+
     def folder_of_block(self, start: int, limit: int) -> Path:
         """The cache folder of `block`."""
         return self._folder(start, limit)
@@ -108,7 +112,7 @@ class Tokeniser:
 
     @cached_property
     def _tokenizer_identity(self) -> str:
-        return tokenizer_identity(self.tokenizer)
+        return tokenizer_identity(self.tokenizer, with_chats=self.task.loss_on == "assistant")
 
     @cached_property
     def _dtype(self) -> str:
@@ -127,10 +131,10 @@ class Tokeniser:
         with closing(self._tokenised(groups, processes=min(cores(), most))) as tokenised:
             for group, some in tokenised:
                 if limit is not None and writer.tokens >= limit:
-                    writer.close(following=group[0][0])
+                    writer.close(following=group[0][0], available=None)
                     return
                 writer.add(some, read=len(group))
-        writer.close(following=None)
+        writer.close(following=None, available=self.documents.available)
 
     def _tokenised(
         self, groups: Iterator[list[Numbered]], *, processes: int
@@ -152,29 +156,12 @@ class Tokeniser:
             )
 
     def _report(
-        self, name: str, clock: "Clock", read: int, tokens: int, dropped: Mapping[str, int], *, done: bool
+        self, name: str, clock: Clock, read: int, tokens: int, dropped: Mapping[str, int], *, done: bool
     ) -> None:
         if done or clock.due():
             what = "tokenised" if done else "tokenising"
             without = "".join(f", {count:,} dropped ({reason})" for reason, count in dropped.items())
             self.progress(f"{what} {name}: {read:,} documents, {tokens:,} tokens{without}, {clock.seconds():.0f} s")
-
-
-class Clock:
-    """Says how long it has been running, and when the next progress message is due."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._start
-
-    def due(self) -> bool:
-        """Whether some seconds have passed since this was last true."""
-        if time.monotonic() - self._last < _PROGRESS_SECONDS:
-            return False
-        self._last = time.monotonic()
-        return True
 
 
 class _Writer:
@@ -199,7 +186,7 @@ class _Writer:
         self._read, self._kept, self.tokens = self._read + read, self._kept + len(lengths), self.tokens + lengths.sum()
         self._report(self._read, int(self.tokens), self._dropped, done=False)
 
-    def close(self, *, following: int | None) -> None:
+    def close(self, *, following: int | None, available: int | None) -> None:
         for file in self._files.values():
             file.close()
         if self._all_trained:
@@ -212,6 +199,7 @@ class _Writer:
             "all_trained": self._all_trained,
             "dropped": dict(self._dropped),
             "following": following,
+            "available": available,
         }
         (self._folder / "meta.json").write_text(json.dumps(meta))
         self._report(self._read, int(self.tokens), self._dropped, done=True)
@@ -250,6 +238,7 @@ def open_tokens(folder: Path) -> Tokens:
             read=meta["read"],
             dropped=meta["dropped"],
             following=meta["following"],
+            available=meta.get("available"),  # a cache of an earlier version does not have it
             key=folder.name,
         )
     except (OSError, ValueError, KeyError) as error:

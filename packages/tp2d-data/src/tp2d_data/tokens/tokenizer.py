@@ -2,14 +2,17 @@
 
 The built-in one is a byte-level BPE of 4,096 tokens trained on the training split of `builtin:stdlib`; so few tokens
 let a tiny model's loss fall within minutes. The same Python library gives the same tokenizer. Cost: about 1 s, once per
-machine.
+machine. Its only special token is the end-of-text token, so its chat template writes roles as plain text and ends every
+message with that token.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tp2d_data.progress import Progress
 from tp2d_data.sources import stdlib
 from tp2d_data.sources.hub import hub_reachable, is_hub_name, offline, one_line, unreachable
 from tp2d_data.storage import cache_root, hash_of, publish
@@ -17,15 +20,29 @@ from tp2d_data.storage import cache_root, hash_of, publish
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 BUILTIN_VOCABULARY = 4096
 """Tokens of the built-in tokenizer."""
 END_OF_TEXT = "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role | capitalize + ':\\n' }}"
+    "{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content | trim + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message.content | trim + eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
+)
+"""Of the built-in tokenizer."""
 _FILE = "tokenizer.json"
 _VOCABULARIES = (_FILE, "tekken.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 
 
 def load_tokenizer(
-    name: str, *, trust_remote_code: bool = False, cache_dir: str | Path | None = None
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    cache_dir: str | Path | None = None,
+    progress: Progress = logger.info,
 ) -> "PreTrainedTokenizerBase":
     """The tokenizer called `name`, with a padding token: its own, else its end-of-text token.
 
@@ -33,13 +50,14 @@ def load_tokenizer(
         name: a hub name, a local folder, or `builtin:...` for the built-in tokenizer.
         trust_remote_code: whether code that comes with the tokenizer may run.
         cache_dir: where the built-in tokenizer is kept; see `cache_root`.
+        progress: is told where making the built-in tokenizer takes more than some seconds.
 
     Raises:
         ValueError: no such name or folder, no tokenizer in the folder, the hub does not answer and the tokenizer is
             not cached, code that is not trusted, or neither a padding nor an end-of-text token.
     """
     if name.startswith("builtin:"):
-        return _builtin(cache_dir)
+        return _builtin(cache_dir, progress=progress)
     path = Path(name).expanduser()
     if path.is_dir():
         if not any(found for pattern in _VOCABULARIES for found in path.glob(pattern)):
@@ -85,10 +103,10 @@ def _with_padding(tokenizer: "PreTrainedTokenizerBase", name: str) -> "PreTraine
     return tokenizer
 
 
-def _builtin(cache_dir: str | Path | None) -> "PreTrainedTokenizerBase":
+def _builtin(cache_dir: str | Path | None, *, progress: Progress) -> "PreTrainedTokenizerBase":
     from transformers import PreTrainedTokenizerFast
 
-    source = stdlib.StdlibSource(cache_dir)
+    source = stdlib.StdlibSource(cache_dir, progress=progress)
     identity = {"format": 1, "vocab_size": BUILTIN_VOCABULARY, "text": source.identity("train")}
     folder = cache_root(cache_dir) / "tokenizers" / hash_of(identity)
     publish(folder, lambda temporary: _train(_texts(source), temporary / _FILE))
@@ -97,6 +115,7 @@ def _builtin(cache_dir: str | Path | None) -> "PreTrainedTokenizerBase":
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
     )
 
 
@@ -150,9 +169,17 @@ def _ended(rows: list[list[int]], eos: int | None) -> list[list[int]]:
     return rows if eos is None else [row if row[-1:] == [eos] else [*row, eos] for row in rows]
 
 
-def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A hash that changes when the tokenizer may give other ids, write a chat otherwise, or end a text otherwise."""
-    around = [tokenizer.eos_token_id, tokenizer.special_tokens_map, tokenizer.chat_template]
+def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase", *, with_chats: bool = True) -> str:
+    """A hash that changes when the tokenizer may give other ids, write a chat otherwise, or end a text otherwise.
+
+    Args:
+        tokenizer: of any kind.
+        with_chats: whether chats are written with it.
+    """
+    # Tokens of texts made before the built-in tokenizer had a template, and positions in them, stay valid.
+    is_ignored = not with_chats and tokenizer.chat_template == CHAT_TEMPLATE
+    template = None if is_ignored else tokenizer.chat_template
+    around = [tokenizer.eos_token_id, tokenizer.special_tokens_map, template]
     if tokenizer.is_fast:
         return hash_of([plain_backend(tokenizer).to_str(), *around])
     return hash_of([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), repr(tokenizer), *around])

@@ -62,12 +62,15 @@ class SmallEngine:
         loss = torch.stack(losses).sum() / tokens
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        self.optimizer.step()
+        if norm.isfinite():
+            self.optimizer.step()
         rate = self.optimizer.param_groups[0]["lr"]
         self.steps.append({"loss": loss.item(), "tokens": tokens.item(), "lr": rate})
         self.seen.append([batch["input_ids"][:, 0].tolist() for batch in micro_batches])
         self.after_step(len(self.steps))
-        return StepStats(loss=loss.detach(), grad_norm=norm, tokens=tokens)
+        positions = torch.tensor(sum(batch["labels"].numel() for batch in micro_batches))
+        skipped = ~norm.isfinite()
+        return StepStats(loss=loss.detach(), grad_norm=norm, tokens=tokens, positions=positions, skipped=skipped)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,7 +211,7 @@ def start(
             vote=vote,
             run=run,
             clock=clock,
-            meter=Meter(clock, Hardware(device=mesh.device), step=run.step, tokens=run.tokens),
+            meter=Meter(clock, Hardware(device=mesh.device), step=run.step, tokens=run.tokens, positions=run.positions),
         )
         bench.finished = loop.run()
         vote.settle()

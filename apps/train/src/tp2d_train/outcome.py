@@ -27,6 +27,13 @@ class WorkerDied(RuntimeError):
     """A worker's process ended without raising: killed, out of memory, or crashed in native code."""
 
 
+class Diverged(RuntimeError):
+    """Training failed although every part works: gradients that are not finite, or a spike of the loss.
+
+    The message names the first step and the checkpoint to go back to.
+    """
+
+
 class RunStopped(Exception):
     """The run saved and left because a signal asked it to; the message has the command that resumes it.
 

@@ -4,13 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray.train
 from pyarrow.fs import FileSystem, LocalFileSystem, _MockFileSystem
 from tp2d_train.config import TrainConfig
 from tp2d_train.folder import RunFolder
-from tp2d_train.training.host import PlainHost, RayHost, find_host, own_rank, own_world_size, under_ray
+from tp2d_train.training.host import PlainHost, RayHost, check_alone, find_host, own_rank, own_world_size, under_ray
 
 
 def test_a_plain_process_is_not_under_ray_even_with_ray_imported() -> None:
@@ -42,6 +43,28 @@ def test_the_folder_is_the_configurations() -> None:
 def test_a_run_without_a_name_has_no_folder() -> None:
     with pytest.raises(ValueError, match=r"a run that is not started by the command line needs a name: give name"):
         PlainHost().folder(TrainConfig(storage_path="/runs"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, "tp_size 2, no name"),
+        ({"name": "a"}, "tp_size 2"),
+        ({"name": "a", "tp_size": 1, "num_workers": "4"}, "num_workers 4"),
+        ({"tp_size": "1", "dp_size": 2}, "dp_size 2, no name"),
+    ],
+)
+def test_a_lone_train_func_says_what_it_needs(settings: dict[str, Any], found: str) -> None:
+    with pytest.raises(ValueError, match="train_func trains as one rank of a run") as error:
+        check_alone(settings)
+    assert f"({found})" in str(error.value) and "call tp2d_train.train(TrainConfig(...))" in str(error.value)
+
+
+def test_a_lone_train_func_is_a_run_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_alone({"name": "a", "tp_size": 1})
+    check_alone({"name": "a", "tp_size": "1", "num_workers": 1, "dp_size": None})
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    check_alone({})  # torchrun's ranks say the rest
 
 
 def storage(monkeypatch: pytest.MonkeyPatch, filesystem: FileSystem) -> None:

@@ -1,9 +1,13 @@
 """What the loop does when, on a real single-process engine with real checkpoints."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from tp2d_mesh import Mesh, StepStats
+from tp2d_train.outcome import Diverged
+from tp2d_train.training import health
 from tp2d_train.training.schedule import learning_rate
 
 from apps.train.tests.small import Rows, SmallEngine, start
@@ -160,12 +164,128 @@ class OnNoDevice(SmallEngine):
 
     def train_step(self, micro_batches):  # type: ignore[no-untyped-def]
         stats = super().train_step(micro_batches)
-        return StepStats(**{name: getattr(stats, name).to("meta") for name in ("loss", "grad_norm", "tokens")})
+        return StepStats(**{field.name: getattr(stats, field.name).to("meta") for field in dataclasses.fields(stats)})
 
 
-def test_a_step_that_is_not_logged_reads_nothing_from_the_device(tmp_path: Path, mesh: Mesh) -> None:
+class UnderWay:
+    """The copy of a meta tensor to the host: it is under way, and never arrives."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        assert tensor.device.type == "meta"
+
+    def has_arrived(self) -> bool:
+        return False
+
+    def numbers(self) -> list[float]:
+        return [2.0, 0.0]
+
+
+def test_a_step_that_is_not_logged_reads_nothing_from_the_device(
+    tmp_path: Path, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a GPU a read in every step would make the host wait. A meta tensor raises when it is read."""
+    monkeypatch.setattr(health, "HostCopy", UnderWay)
     engine = OnNoDevice()
     with pytest.raises(RuntimeError, match="meta"):
         start(tmp_path / "run", mesh, engine=engine, rows=8, log_interval=0)
     assert len(engine.steps) == 8, "something was read before the epoch's end, where the mean loss needs it"
+
+
+class Poisoned(SmallEngine):
+    """Skips steps as the real engines do: nothing but the batch is used up.
+
+    Args:
+        steps: the calls of `train_step`, from 1, whose gradient is not finite.
+    """
+
+    def __init__(self, *steps: int) -> None:
+        super().__init__()
+        self.poisoned, self.calls = steps, 0
+
+    def train_step(self, micro_batches):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        if self.calls not in self.poisoned:
+            return super().train_step(micro_batches)
+        self.after_step(self.calls)
+        tokens = torch.stack([self._sums(batch)[1] for batch in micro_batches]).sum()
+        nan = torch.tensor(float("nan"))
+        return StepStats(loss=nan, grad_norm=nan, tokens=tokens, positions=tokens, skipped=torch.tensor(True))
+
+
+def test_a_skipped_step_is_said_and_the_run_goes_on(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(tmp_path / "run", mesh, engine=Poisoned(4), rows=8)
+    assert bench.finished and bench.run.step == 8 and len(bench.engine.steps) == 7
+    (event,) = bench.events("skipped")
+    assert (event["step"], event["message"]) == (4, "step 4 was skipped: its gradient is not finite")
+    assert [line["loss"] for line in bench.lines("loss")][3] is None
+    sums = [(step["loss"] * step["tokens"], step["tokens"]) for step in bench.engine.steps]
+    assert bench.reports[-1]["loss"] == pytest.approx(sum(s for s, _ in sums) / sum(t for _, t in sums), rel=1e-9)
+
+
+def test_nothing_is_saved_between_a_skipped_step_and_the_next_applied_one(tmp_path: Path, mesh: Mesh) -> None:
+    """The loss and the weights may look sound while the model is ruined. Step 6's save comes after step 8."""
+    bench = start(tmp_path / "run", mesh, engine=Poisoned(6, 7), rows=12, save_interval_steps=3, keep_checkpoints=None)
+    assert bench.finished and bench.steps_of("saved") == [3, 8, 9, 12]
+
+
+def test_a_save_at_an_epochs_end_waits_too_and_the_last_step_may_not_be_skipped(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(tmp_path / "run", mesh, engine=Poisoned(4), rows=4, num_epochs=2)
+    assert bench.finished and bench.steps_of("saved") == [5, 8]
+    with pytest.raises(Diverged, match="1 step was skipped, from step 4 on, because the gradient is not finite"):
+        start(tmp_path / "other", mesh, engine=Poisoned(4), rows=4)
+    assert not (tmp_path / "other" / "checkpoints").exists()
+
+
+def test_a_stop_after_a_skipped_step_saves_nothing_and_says_so(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(tmp_path / "run", mesh, engine=Poisoned(3, 4, 5), rows=12, stop_at=3, max_skipped_steps=9)
+    assert not bench.finished and not bench.steps_of("saved")
+    (warning,) = bench.events("warning")
+    assert "was skipped, so nothing was saved for it" in warning["message"]
+
+
+def test_skipped_steps_in_a_row_end_the_run_and_name_the_way_back(tmp_path: Path, mesh: Mesh) -> None:
+    """Checkpoint 6 was taken right before step 7 was skipped: the update of step 6 may be what ruined the model."""
+    engine = Poisoned(7, 9, 10, 11, 12, 13)
+    with pytest.raises(Diverged) as raised:
+        start(tmp_path / "run", mesh, engine=engine, rows=20, save_interval_steps=2, keep_checkpoints=2)
+    message, left = str(raised.value), sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert [name.split("-")[1] + name[22:] for name in left] == ["00000004-kept", "00000006", "00000008"]
+    assert message.startswith("4 steps in a row were skipped, from step 9 on, because the gradient is not finite; ")
+    assert f"the last loss was {engine.steps[-1]['loss']:.4g}. " in message
+    assert f"The newest checkpoint from before is {tmp_path / 'run' / 'checkpoints' / left[0]}, of step 4: " in message
+    assert f"delete {left[1]}, {left[2]}, which may hold a ruined model, and resume with other settings" in message
+
+
+def test_without_a_checkpoint_from_before_the_message_says_so(tmp_path: Path, mesh: Mesh) -> None:
+    with pytest.raises(Diverged, match="There is no checkpoint from before: start anew under another name"):
+        start(tmp_path / "run", mesh, engine=Poisoned(1, 2, 3, 4), rows=12)
+
+
+class Spiking(SmallEngine):
+    """Says that the loss of step 20 is ten times what it is."""
+
+    def train_step(self, micro_batches):  # type: ignore[no-untyped-def]
+        stats = super().train_step(micro_batches)
+        return dataclasses.replace(stats, loss=stats.loss * 10) if len(self.steps) == 20 else stats
+
+
+def test_a_spike_warns_and_keeps_the_checkpoint_before_it(tmp_path: Path, mesh: Mesh) -> None:
+    bench = start(tmp_path / "run", mesh, engine=Spiking(), rows=40, save_interval_steps=6)
+    assert bench.finished and bench.steps_of("spike") == [20]
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert [name.split("-")[1] + name[22:] for name in left] == ["00000018-kept", "00000036", "00000040"]
+
+
+def test_a_spike_stops_the_run_where_that_is_asked_for(tmp_path: Path, mesh: Mesh) -> None:
+    with pytest.raises(Diverged, match=r"the loss \S+ of step 20 is a spike, .* \(on_spike=stop\)\. .*00018"):
+        start(tmp_path / "run", mesh, engine=Spiking(), rows=40, save_interval_steps=6, on_spike="stop")
+
+
+def test_the_ends_of_epochs_are_saved_or_not(tmp_path: Path, mesh: Mesh) -> None:
+    """Without them: what the interval asks for, and the very last."""
+    settings = {"rows": 4, "num_epochs": 4, "keep_checkpoints": None}
+    assert start(tmp_path / "each", mesh, **settings).steps_of("saved") == [4, 8, 12, 16]
+    bench = start(tmp_path / "run", mesh, save_each_epoch=False, save_interval_steps=6, **settings)
+    assert bench.steps_of("saved") == [6, 12, 16]
+    stopped = start(tmp_path / "stopped", mesh, save_each_epoch=False, stop_at=4, **settings)
+    assert not stopped.finished and stopped.steps_of("saved") == [5]

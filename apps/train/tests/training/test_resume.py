@@ -11,7 +11,7 @@ from tp2d_train.report.metrics import read_lines
 
 from apps.train.tests.small import Bench, SmallEngine, start
 
-TIMES = ("tokens_per_second", "step_seconds", "memory_bytes")
+TIMES = ("time", "tokens_per_second", "label_tokens_per_second", "step_seconds", "memory_bytes")
 
 
 def metrics(bench: Bench) -> list[dict[str, Any]]:

@@ -2,14 +2,20 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import torch
+from tp2d_mesh import StepStats
 from tp2d_train.training.state import RunState
 
 
-def stats(loss: float, tokens: int) -> SimpleNamespace:
-    return SimpleNamespace(loss=torch.tensor(loss), grad_norm=torch.tensor(1.0), tokens=torch.tensor(tokens))
+def stats(loss: float, tokens: int, *, skipped: bool = False) -> StepStats:
+    return StepStats(
+        loss=torch.tensor(loss),
+        grad_norm=torch.tensor(math.nan if skipped else 1.0),
+        tokens=torch.tensor(tokens),
+        positions=torch.tensor(2 * tokens),
+        skipped=torch.tensor(skipped),
+    )
 
 
 def test_the_epochs_loss_weighs_tokens_in_float64() -> None:
@@ -53,3 +59,21 @@ def test_a_step_without_a_label_adds_nothing() -> None:
     run.add(stats(2.0, 10))
     run.add(stats(math.nan, 0))
     assert run.epoch_loss() == 2.0 and float(run.best_loss) == 2.0 and run.step == 2  # type: ignore[arg-type]
+
+
+def test_a_skipped_step_uses_up_its_batch_and_adds_no_loss() -> None:
+    """Its loss may be NaN, or look better than any before."""
+    run = RunState()
+    for loss, skipped in ((2.0, False), (math.nan, True), (1.0, True), (4.0, False), (0.5, True)):
+        run.add(stats(loss, 10, skipped=skipped))
+    assert run.epoch_loss() == 3.0
+    values = run.as_dict()
+    assert (values["step"], values["tokens"], values["positions"]) == (5, 50, 100)
+    assert (values["last_loss"], values["best_loss"], values["health"]["skipped"]) == (4.0, 2.0, 3)
+
+
+def test_a_state_of_an_older_version_is_taken() -> None:
+    """It knew no positions and no skipped steps."""
+    values = RunState(step=7, tokens=70).as_dict()
+    del values["health"], values["positions"]
+    assert RunState.from_dict(values) == RunState(step=7, tokens=70)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tp2d_mesh import Mesh
 from tp2d_mesh.testing import run_on_mesh
+from tp2d_train.training.health import Alarm
 from tp2d_train.training.stop import StopVote, stop_requests
 
 
@@ -19,7 +20,7 @@ def vote_ten_steps(mesh: Mesh, folder: Path, *, rank: int, step: int) -> list[bo
         for number in range(10):
             if mesh.rank == rank and number == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            answers.append(vote.requested())
+            answers.append(vote.take().stop)
         vote.settle()
     return answers
 
@@ -62,5 +63,18 @@ def test_a_thread_takes_no_signals_but_sees_the_file(tmp_path: Path) -> None:
 
 def test_settling_gives_the_last_answer_and_leaves_nothing_under_way(mesh: Mesh) -> None:
     vote = StopVote(lambda: True, timeout=timedelta(seconds=20))
-    assert not vote.requested()
-    assert vote.settle() and not vote.settle()
+    assert not vote.take().stop
+    assert vote.settle().stop and not vote.settle().stop
+
+
+def vote_with_an_alarm(mesh: Mesh) -> list[Alarm]:
+    vote = StopVote(lambda: False, timeout=timedelta(seconds=20))
+    vote.take(Alarm.SPIKE if mesh.rank == 0 else Alarm.NONE)
+    answers = [vote.take(Alarm.SKIPPED if mesh.rank == 1 else Alarm.NONE).alarm, vote.take().alarm]
+    return [*answers, vote.settle().alarm]
+
+
+def test_an_alarm_of_one_rank_is_that_of_all_a_step_later() -> None:
+    """Shows ranks that end a diverged run at different steps: on a GPU their numbers arrive at different times."""
+    answers = run_on_mesh(vote_with_an_alarm, dp=2)
+    assert answers[0] == answers[1] == [Alarm.SPIKE, Alarm.SKIPPED, Alarm.NONE]

@@ -1,6 +1,7 @@
 """Whole runs by `train_func` on real meshes with the FSDP2 engine: what they compute and what they leave behind."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,21 @@ def test_the_summary_says_what_was_done(settings: dict[str, Any], tmp_path: Path
     assert re.fullmatch(r"\d\d rows of 12 tokens, 9\d.\d% filled, of 30 documents", said[-1])
     assert summary["seconds"].keys() == {"setup", "train", "eval", "save"}
     assert {"python", "torch", "transformers", "tp2d-fsdp2"} <= summary["versions"].keys()
-    assert summary["tokens_per_second"] > 0 and "mfu" not in summary
+    assert summary["eval_perplexity"] == pytest.approx(math.exp(summary["eval_loss"]))
+    assert summary["tokens"] < summary["positions"] == 4 * 4 * 12 and summary["skipped_steps"] == 0
+    assert summary["tokens_per_second"] > summary["label_tokens_per_second"] > 0 and "mfu" not in summary
+
+
+def test_the_start_is_told_while_it_passes_by_one_rank_alone(settings: dict[str, Any], tmp_path: Path) -> None:
+    """From the ranks' meeting to the first step; whoever tokenises says so besides."""
+    data = settings["dataset_name"]
+    run(settings, dp=2, tp=1, name="run", max_steps=2)
+    said = [event["message"] for event in events(tmp_path / "run", "phase")]
+    own = [message for message in said if not message.startswith("tokenis")]
+    assert own[:3] == ["joining 2 ranks", "finding the files of model builtin:tiny", f"opening the data of {data}"]
+    assert own[3:5] == ["waiting until every rank has the same model and data", "loading engine fsdp2"]
+    assert own[-3:] == ["restoring the newest checkpoint, if there is one", "the first step", "the first step is done"]
+    assert len(own) == len(set(own)), "more ranks than one spoke"
 
 
 def test_stopped_and_resumed_on_a_mesh_is_bit_for_bit_the_same(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -142,8 +157,8 @@ def test_a_stream_of_prompts_on_any_mesh_stopped_and_resumed(settings: dict[str,
 def test_too_few_rows_pass_through_and_are_told(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(MeshError, match=r"3. rows .* fewer than one global batch of 200"):
         run(settings, dp=2, tp=1, name="run", batch_size_per_gpu=100)
-    found = events(tmp_path / "run")
-    assert {(event["event"], event["error"]) for event in found} == {("failed", "TooFewRows")}
+    found = events(tmp_path / "run", "failed")
+    assert {event["error"] for event in found} == {"TooFewRows"}
     assert "fewer than one global batch of 200" in found[0]["message"] and "spec.py" in found[0]["traceback"]
 
 
@@ -171,7 +186,7 @@ def test_a_failure_on_one_rank_ends_the_others_soon_and_is_named_first(
     sizes = {"tp_size": 1, "dp_size": 2, "name": "run", "timeout_s": 20}
     with pytest.raises(MeshError, match=r"text.jsonl.gone"):
         run_on_mesh(fail_on_rank_1, settings | sizes, dp=2, timeout=60)
-    event = events(tmp_path / "run")[0]
+    event = events(tmp_path / "run", "failed")[0]
     assert event["rank"] == 1 and "text.jsonl.gone" in event["message"]
 
 

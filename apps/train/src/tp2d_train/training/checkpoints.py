@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.distributed as dist
-from tp2d_ckpt import Checkpointer, CheckpointInfo, capture_rng, restore_rng
+from tp2d_ckpt import Checkpointer, CheckpointInfo, capture_rng, keep_aside, list_checkpoints, restore_rng
 from tp2d_mesh import Mesh
 
 from tp2d_train.contracts import Engine, Loader
@@ -86,6 +86,35 @@ class Checkpoints:
         if restored.rank_state is not None:
             restore_rng(restored.rank_state["rng"], self._mesh.device)
         return RunState.from_dict(restored.state["run"]), restored.state["seconds"], info
+
+    def keep_sound(self, *, before: int) -> None:
+        """Keeps the newest checkpoint from before that step for good, whatever rotates the others; rank 0 does it.
+
+        Args:
+            before: a step that was skipped or had a spike. A checkpoint that was taken right before it may already
+                hold what ruined it, so the one that is kept has a good step after it.
+        """
+        if self._mesh.rank == 0 and (info := self._newest_before(before)) is not None:
+            keep_aside(info)
+
+    def way_back(self, *, before: int | None) -> str:
+        """A sentence that names the newest checkpoint from before that step, and those after it; a collective."""
+        return self._of_rank_0({"sentence": self._way_back(before) if self._mesh.rank == 0 else ""})["sentence"]
+
+    def _way_back(self, before: int | None) -> str:
+        sound = None if before is None else self._newest_before(before)
+        if sound is None:
+            return "There is no checkpoint from before: start anew under another name."
+        newer = [info.path.name for info in self._in_folder() if info.sequence > sound.sequence]
+        delete = f" delete {', '.join(newer)}, which may hold a ruined model, and" if newer else ""
+        where = f"The newest checkpoint from before is {sound.path}, of step {sound.step}"
+        return f"{where}: to go on from it,{delete} resume with other settings, such as a lower learning_rate."
+
+    def _newest_before(self, step: int) -> CheckpointInfo | None:
+        return next((info for info in reversed(self._in_folder()) if info.step + 1 < step), None)
+
+    def _in_folder(self) -> list[CheckpointInfo]:
+        return list_checkpoints(self._checkpointer.root)
 
     def _of_rank_0(self, values: dict[str, Any]) -> dict[str, Any]:
         """Rank 0's `values` on all ranks: clocks differ, and so may the last bit of a loss summed in another order."""

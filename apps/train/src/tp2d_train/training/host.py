@@ -5,9 +5,10 @@ Ray is imported only where it is already there, so that a local run needs none.
 
 import os
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -115,6 +116,29 @@ def under_ray() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def check_alone(config: Mapping[str, Any]) -> None:
+    """Refuses a process that nothing has put into a world of ranks, where `config` is not a run of one process.
+
+    Args:
+        config: settings of `TrainConfig` by name, as they were given.
+
+    Raises:
+        ValueError: what starts several ranks, and what a run of one process needs.
+    """
+    if under_ray() or dist.is_initialized() or "WORLD_SIZE" in os.environ:
+        return
+    sizes = {name: config.get(name) or 1 for name in ("dp_size", "num_workers")}
+    sizes["tp_size"] = config.get("tp_size", TrainConfig.tp_size)
+    several = [f"{name} {size}" for name, size in sizes.items() if str(size) != "1"]
+    missing = [] if config.get("name") else ["no name"]
+    if several or missing:
+        raise ValueError(
+            "train_func trains as one rank of a run, and nothing has started ranks here "
+            f"({', '.join(several + missing)}): call tp2d_train.train(TrainConfig(...)) to start a run, or hand "
+            "train_func to a TorchTrainer or to torchrun; alone it trains one process, with a name and tp_size 1"
+        )
 
 
 def own_rank() -> int:

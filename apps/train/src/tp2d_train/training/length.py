@@ -1,14 +1,13 @@
 """How long a run and its epochs are: pure arithmetic on numbers that are equal on all ranks.
 
-An optimizer step takes `gradient_accumulation_steps` micro-batches. An epoch leaves out its last micro-batches that do
-not fill a step, so that every step has the same global batch (another epoch has another order and leaves out other
-rows). With `last_batch=pad` they make one more step. The length of a stream's epoch is not known before it ends.
+`tp2d_train.steps` has the steps of an epoch. The length of a stream's epoch is not known before it ends.
 """
 
 import dataclasses
 from typing import Self
 
 from tp2d_train.config import TrainConfig
+from tp2d_train.steps import epoch_steps
 from tp2d_train.training.state import RunState
 
 
@@ -29,11 +28,7 @@ class Length:
     @classmethod
     def of(cls, config: TrainConfig, *, micro_batches: int | None) -> Self:
         """The length that the configuration asks for, with so many micro-batches in an epoch; None: a stream."""
-        steps = config.debug_steps or None
-        if micro_batches is not None:
-            accumulation = config.gradient_accumulation_steps
-            filled = micro_batches + (accumulation - 1 if config.last_batch == "pad" else 0)
-            steps = min(filled // accumulation, steps or filled)
+        steps = epoch_steps(config, micro_batches=micro_batches)
         return cls(num_epochs=config.num_epochs, max_steps=config.max_steps, epoch_steps=steps)
 
     def total_steps(self, run: RunState) -> int:

@@ -1,12 +1,14 @@
 """Where a run is: what has to be saved so that it goes on as if it had never stopped."""
 
 import dataclasses
+import math
 from typing import Any, Self
 
 import torch
 from tp2d_mesh import StepStats
 
 from tp2d_train.report.meter import Number
+from tp2d_train.training.health import Health
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -17,22 +19,25 @@ class RunState:
         step: completed optimizer steps of the run.
         epoch: the epoch under way, from 0; equal to the number of epochs when all are done.
         epoch_step: completed optimizer steps of that epoch.
-        tokens: predicted tokens so far.
-        epoch_tokens: those of this epoch.
-        epoch_loss_sum: the loss of this epoch, summed over its tokens in float64.
+        tokens: predicted tokens so far, those of skipped steps too.
+        positions: all positions so far, labelled or not.
+        epoch_tokens: the predicted tokens of this epoch's applied steps.
+        epoch_loss_sum: the loss of this epoch, summed over those tokens in float64.
         mean_loss: of the last whole epoch, None before its end.
-        last_loss: of the last step, None before the first.
+        last_loss: of the last applied step, None before the first step.
         best_loss: the lowest of a step.
         evaluated_at: the step of the last evaluation.
         eval_loss: of the last evaluation.
         best_eval_loss: the lowest of an evaluation.
         total_steps: the step at which the run and its schedule end, 0 before the loop has set it.
+        health: skipped steps and spikes of the loss.
     """
 
     step: int = 0
     epoch: int = 0
     epoch_step: int = 0
     tokens: Number = 0
+    positions: Number = 0
     epoch_tokens: Number = 0
     epoch_loss_sum: Number = 0.0
     mean_loss: float | None = None
@@ -42,19 +47,22 @@ class RunState:
     eval_loss: float | None = None
     best_eval_loss: float | None = None
     total_steps: int = 0
+    health: Health = dataclasses.field(default_factory=Health)
 
     def add(self, stats: StepStats) -> None:
         """Counts a completed step, without waiting for the device."""
-        loss = stats.loss.double()
+        loss, applied = stats.loss.double(), ~stats.skipped
         self.step += 1
         self.epoch_step += 1
         self.tokens = self.tokens + stats.tokens
-        self.epoch_tokens = self.epoch_tokens + stats.tokens
-        # A step without a label has no mean loss, and adds nothing.
-        self.epoch_loss_sum = self.epoch_loss_sum + torch.where(stats.tokens > 0, loss * stats.tokens, 0.0)
-        self.last_loss = loss
-        best = loss if self.best_loss is None else torch.as_tensor(self.best_loss, dtype=loss.dtype, device=loss.device)
-        self.best_loss = torch.fmin(loss, best)
+        self.positions = self.positions + stats.positions
+        # A step without a label has no mean loss, and adds nothing; nor does one that was skipped.
+        counts = applied & (stats.tokens > 0)
+        self.epoch_tokens = self.epoch_tokens + torch.where(counts, stats.tokens, 0)
+        self.epoch_loss_sum = self.epoch_loss_sum + torch.where(counts, loss * stats.tokens, 0.0)
+        self.last_loss = torch.where(applied, loss, _like(self.last_loss, loss))
+        self.best_loss = torch.fmin(torch.where(applied, loss, math.nan), _like(self.best_loss, loss))
+        self.health.observe(self.step, stats)
 
     def add_evaluation(self, loss: float) -> None:
         """Notes the held-out loss after the present step."""
@@ -74,9 +82,15 @@ class RunState:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers by name, for JSON; waits for the device."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        plain = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        return plain | {"health": self.health.as_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The counterpart of `as_dict`."""
-        return cls(**values)
+        """The counterpart of `as_dict`; what an older version of this program did not save begins anew."""
+        return cls(**values | {"health": Health.from_dict(values.get("health", {}))})
+
+
+def _like(value: Number | None, loss: torch.Tensor) -> torch.Tensor:
+    """A loss that may not be there yet, or was read from a checkpoint, as a tensor like `loss`."""
+    return torch.as_tensor(math.nan if value is None else value, dtype=loss.dtype, device=loss.device)

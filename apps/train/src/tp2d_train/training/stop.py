@@ -1,8 +1,9 @@
-"""Stopping at one and the same step on every rank, on a signal or because the driver asks.
+"""Stopping at one and the same step on every rank: on a signal, because the driver asks, or because training failed.
 
 A signal reaches one process, a file is seen by one rank first, and a rank that leaves alone hangs the rest. So every
-step posts an all-reduce of whether this rank was asked to stop, and reads the one that the step before posted. That
-one has crossed the network while the step computed. No step waits for it, nor for a GPU; the answer is one step late.
+step posts an all-reduce of whether this rank was asked to stop and of what alarms it, and reads the one that the step
+before posted. That one has crossed the network while the step computed. No step waits for it, nor for a GPU; the answer
+is one step late.
 """
 
 import signal
@@ -11,9 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+
+from tp2d_train.training.health import Alarm
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -40,8 +44,15 @@ def stop_requests(file: Path | None) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+class Verdict(NamedTuple):
+    """What the ranks have agreed on: whether any was asked to stop, and the worst alarm of any."""
+
+    stop: bool = False
+    alarm: Alarm = Alarm.NONE
+
+
 class StopVote:
-    """Makes one rank's request to stop known to every rank at the same step.
+    """Makes one rank's request to stop, or its alarm, known to every rank at the same step.
 
     Args:
         requested_here: whether this rank was asked to stop.
@@ -54,18 +65,19 @@ class StopVote:
         self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._posted: tuple[dist.Work, torch.Tensor] | None = None
 
-    def requested(self) -> bool:
-        """Whether any rank was asked to stop a step ago; a collective, called once after every step."""
-        answer = self.settle()
-        flag = torch.tensor([int(self._requested_here())])
-        self._posted = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True), flag
-        return answer
+    def take(self, alarm: Alarm = Alarm.NONE) -> Verdict:
+        """What the ranks said a step ago; a collective, called once after every step with this rank's own alarm."""
+        verdict = self.settle()
+        numbers = torch.tensor([int(self._requested_here()), int(alarm)])
+        self._posted = dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._group, async_op=True), numbers
+        return verdict
 
-    def settle(self) -> bool:
-        """Waits for the vote under way and gives its answer; a collective, called before the groups are destroyed."""
+    def settle(self) -> Verdict:
+        """Waits for the vote under way and gives its result; a collective, called before the groups are destroyed."""
         if self._posted is None:
-            return False
-        work, flag = self._posted
+            return Verdict()
+        work, numbers = self._posted
         self._posted = None
         work.wait()
-        return bool(flag.item())
+        stop, alarm = numbers.tolist()
+        return Verdict(stop=bool(stop), alarm=Alarm(alarm))

@@ -9,11 +9,12 @@ from typing import Any
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.folder import RunFolder
+from tp2d_train.report.logs import logged_as_events, set_log_level
 from tp2d_train.report.meter import Clock, Meter
 from tp2d_train.report.progress import EventLog
 from tp2d_train.report.record import Record
 from tp2d_train.setup.build import build
-from tp2d_train.training.host import Host, find_host, own_rank, own_world_size
+from tp2d_train.training.host import Host, check_alone, find_host, own_rank, own_world_size
 from tp2d_train.training.loop import Loop
 from tp2d_train.training.stop import StopVote, stop_requests
 from tp2d_train.training.summary import announce, conclude, summarise
@@ -23,7 +24,7 @@ def train_func(config: dict[str, Any]) -> dict[str, Any]:
     """Trains as one rank of a run; every rank calls it with the same settings.
 
     Resumes from the newest checkpoint in the run's folder. Works in `TorchTrainer(train_func, train_loop_config=...)`,
-    where Ray's storage is the folder and Ray's workers are the world; under torchrun; and alone.
+    where Ray's storage is the folder and Ray's workers are the world; under torchrun; and alone, as one process.
 
     Args:
         config: settings of `TrainConfig` by name.
@@ -32,16 +33,22 @@ def train_func(config: dict[str, Any]) -> dict[str, Any]:
         The contents of `summary.json`; its `finished` is False where the run was asked to stop.
 
     Raises:
-        ValueError: the settings, the model, the data or the placement cannot work.
+        ValueError: the settings, the model, the data or the placement cannot work, or there is no world of ranks and
+            the settings are not those of a run of one process.
     """
+    check_alone(config)
     settings, host = _settings(config), find_host()
-    folder = host.folder(settings)
+    set_log_level(settings.log_level)
+    folder, rank = host.folder(settings), own_rank()
     folder.path.mkdir(parents=True, exist_ok=True)
-    with stop_requests(folder.stop if own_rank() == 0 else None) as requested:
+    with (
+        logged_as_events(folder, rank=rank),
+        stop_requests(folder.stop if rank == 0 else None) as requested,
+    ):
         try:
             return _train(settings, host, folder, requested)
         except Exception as error:
-            EventLog(folder).write_failure(error, rank=own_rank())
+            EventLog(folder).write_failure(error, rank=rank)
             raise
 
 
@@ -54,13 +61,16 @@ def _settings(config: Mapping[str, Any]) -> TrainConfig:
 def _train(config: TrainConfig, host: Host, folder: RunFolder, requested: Callable[[], bool]) -> dict[str, Any]:
     device = host.device(config.device)
     clock = Clock(device)
-    parts = build(config, device=device, progress=lambda text: EventLog(folder).write("data", message=text))
+    record = Record(folder, active=own_rank() == 0)
+    # Any rank may be the one that tokenises.
+    everyone = Record(folder, active=True)
+    parts = build(config, device=device, phase=record.phase, progress=everyone.phase)
     checkpoints = host.checkpoints(config, folder, mesh=parts.mesh, engine=parts.engine, loader=parts.loader)
+    record.phase("restoring the newest checkpoint, if there is one")
     run, seconds, info = checkpoints.restore()
     clock.carry_over(seconds)
     clock.lap("setup")
-    record = Record(folder, active=parts.mesh.rank == 0)
-    meter = Meter(clock, parts.hardware, step=run.step, tokens=int(run.tokens))
+    meter = Meter(clock, parts.hardware, step=run.step, tokens=int(run.tokens), positions=int(run.positions))
     vote = StopVote(requested, timeout=timedelta(seconds=config.timeout_s))
     loop = Loop(
         config,
@@ -75,6 +85,7 @@ def _train(config: TrainConfig, host: Host, folder: RunFolder, requested: Callab
         meter=meter,
     )
     announce(config, parts, run, record, resumed=None if info is None else info.path.name)
+    record.phase("compiling, and the first step" if config.compile else "the first step")
     finished = loop.run()
     summary = summarise(config, parts, run, clock=clock, meter=meter, finished=finished)
     conclude(config, summary, record)

@@ -39,30 +39,32 @@ def test_every_second_is_in_one_phase(time: Watch) -> None:
 def test_a_line_measures_the_steps_since_the_last_and_nothing_else(time: Watch) -> None:
     """Shows a rate that counts the time of an evaluation, or the tokens of all steps."""
     clock = Clock(CPU)
-    meter = Meter(clock, Hardware(device=CPU), step=4, tokens=1000)
+    meter = Meter(clock, Hardware(device=CPU), step=4, tokens=1000, positions=4000)
     time.sleep(10.0)
-    first = meter.read(step=6, tokens=1300)
+    first = meter.read(step=6, tokens=1300, positions=5200)
     time.sleep(10.0)
     clock.lap("eval")
     time.sleep(5.0)
-    second = meter.read(step=7, tokens=torch.tensor(1400))
-    assert (first["step_seconds"], first["tokens_per_second"]) == (5.0, 30.0)
-    assert (second["step_seconds"], second["tokens_per_second"]) == (5.0, 20.0)
+    second = meter.read(step=7, tokens=torch.tensor(1400), positions=torch.tensor(5800))
+    names = ("step_seconds", "tokens_per_second", "label_tokens_per_second")
+    assert [first[name] for name in names] == [5.0, 120.0, 30.0]
+    assert [second[name] for name in names] == [5.0, 120.0, 20.0]
 
 
 def test_overall_leaves_out_the_first_step(time: Watch) -> None:
     clock = Clock(CPU)
-    meter = Meter(clock, Hardware(device=CPU), step=0, tokens=0)
+    meter = Meter(clock, Hardware(device=CPU), step=0, tokens=0, positions=0)
     time.sleep(60.0)  # it compiles
-    meter.warmed_up(step=1, tokens=100)
-    assert meter.overall(step=1, tokens=100) == {}
+    meter.warmed_up(step=1, tokens=100, positions=300)
+    assert meter.overall(step=1, tokens=100, positions=300) == {}
     time.sleep(5.0)
     clock.lap("train")
-    assert meter.overall(step=2, tokens=200)["tokens_per_second"] == 20.0
+    overall = meter.overall(step=2, tokens=200, positions=900)
+    assert (overall["tokens_per_second"], overall["label_tokens_per_second"]) == (120.0, 20.0)
 
 
-def test_mfu_is_there_where_the_peak_is_known(time: Watch) -> None:
+def test_mfu_is_of_all_positions_and_there_where_the_peak_is_known(time: Watch) -> None:
     clock = Clock(CPU)
-    meter = Meter(clock, Hardware(device=CPU, flops_per_token=6.0, peak_flops=12000.0), step=0, tokens=0)
+    meter = Meter(clock, Hardware(device=CPU, flops_per_token=6.0, peak_flops=12000.0), step=0, tokens=0, positions=0)
     time.sleep(1.0)
-    assert meter.read(step=1, tokens=100)["mfu"] == pytest.approx(100 * 6 / 12000)
+    assert meter.read(step=1, tokens=100, positions=300)["mfu"] == pytest.approx(300 * 6 / 12000)

@@ -5,7 +5,15 @@ import math
 from pathlib import Path
 
 import pytest
-from tp2d_train.report.metrics import append_line, column, cut_back, read_lines, write_json
+from tp2d_train.report.metrics import (
+    append_line,
+    column,
+    cut_back,
+    evaluation_metrics,
+    perplexity,
+    read_lines,
+    write_json,
+)
 
 
 def test_lines_come_back_as_written(tmp_path: Path) -> None:
@@ -67,6 +75,13 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     write_json(path, {"seconds": {"train": 1.5, "eval": math.nan}})
     assert json.loads(path.read_text()) == {"seconds": {"train": 1.5, "eval": None}}
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_an_evaluation_has_the_perplexity_where_it_is_finite() -> None:
+    assert evaluation_metrics(loss=math.log(16), tokens=3)["eval_perplexity"] == pytest.approx(16)
+    for loss in (710.0, math.inf, math.nan):
+        metrics = evaluation_metrics(loss=loss, tokens=3)
+        assert metrics.keys() == {"eval_loss", "eval_tokens"} and perplexity(loss) is None
 
 
 def test_a_column_skips_lines_without_the_metric() -> None:

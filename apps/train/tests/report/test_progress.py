@@ -6,51 +6,19 @@ from pathlib import Path
 
 import pytest
 from tp2d_train.folder import RunFolder
+from tp2d_train.report.events import describe
 from tp2d_train.report.metrics import read_lines
-from tp2d_train.report.progress import POLL_SECONDS, EventLog, LiveView, describe
+from tp2d_train.report.progress import POLL_SECONDS, EventLog, LiveView
 
 AT = {"step": 40, "epoch": 0, "total_steps": 400}
-STEP = {"event": "step", **AT, "loss": 5.1234, "grad_norm": 1.0234, "lr": 3e-3, "eta_seconds": 35.2}
+RATES = {"tokens_per_second": 12345.6, "label_tokens_per_second": 12345.6}
+STEP = {"event": "step", **AT, "loss": 5.1234, "grad_norm": 1.0234, "lr": 3e-3, "eta_seconds": 35.2, **RATES}
 STARTED = {"engine": "fsdp2", "mesh": "2x2 (dp x tp)", "device": "cpu", "precision": "fp32", "parameters": 1312896}
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.mark.parametrize(
-    ("event", "line"),
-    [
-        ({**STEP, "tokens_per_second": 12345.6}, "loss 5.123  grad 1.02  lr 3.0e-03  12,346 tok/s  ETA 0:35"),
-        ({**STEP, "loss": None, "eta_seconds": 4000}, "loss not finite  grad 1.02  lr 3.0e-03  ETA 1:06:40"),
-        ({"event": "evaluated", **AT, "eval_loss": 5.0, "eval_tokens": 1892}, "eval loss 5.000 over 1,892 tokens"),
-        (
-            {"event": "saved", **AT, "checkpoint": "step-00000040-ab", "seconds": 0.42},
-            "saved step-00000040-ab in 0.4 s",
-        ),
-        ({"event": "epoch", **AT, "num_epochs": 3, "loss": 5.5}, "epoch 1/3 ended, mean loss 5.500"),
-        ({"event": "resumed", **AT, "checkpoint": "step-00000040-ab"}, "resumed from step-00000040-ab"),
-        ({"event": "prolonged", **AT, "before": 200}, "the schedule now ends at step 400, it ended at 200"),
-        ({"event": "warning", **AT, "message": "no step"}, "warning: no step"),
-        ({"event": "stopped", **AT}, "stopped as asked; the next start with this name resumes here"),
-        ({"event": "finished", **AT, "seconds": 61.0, "tokens": 7379}, "finished in 1:01, 7,379 tokens"),
-    ],
-)
-def test_every_kind_of_event_is_one_line(event: dict, line: str) -> None:
-    assert describe(event) == f"step 40/400  {line}"
-
-
-def test_a_start_says_what_trains_where() -> None:
-    line = describe({"event": "started", **AT, "step": 0, **STARTED, "places": "dp 0: rank 0 on a, rank 1 on a"})
-    assert line == (
-        "dp 0: rank 0 on a, rank 1 on a\nfsdp2 on 2x2 (dp x tp), cpu, fp32: 1,312,896 parameters, 400 steps to go"
-    )
-
-
-def test_an_unknown_kind_has_no_line() -> None:
-    """A driver may be older than its workers."""
-    assert describe({"event": "of the future"}) is None
 
 
 def test_a_failure_is_one_line_with_rank_and_cause(tmp_path: Path) -> None:
@@ -113,7 +81,30 @@ def test_on_a_terminal_there_is_a_bar_and_other_events_scroll(tmp_path: Path) ->
     log, stream = EventLog(folder), Terminal()
     with LiveView(folder, stream=stream):
         log.write("saved", **AT, checkpoint="[a]", seconds=1.0)
-        log.write(**{**STEP, "tokens_per_second": 12345.6})
+        log.write(**STEP)
     shown = stream.getvalue()
     assert "step 40/400  saved [a] in 1.0 s" in shown
     assert "loss 5.123  grad 1.02" in shown and "12,346 tok/s" in shown and "\x1b[" in shown
+
+
+def test_the_options_of_a_view_are_followed(tmp_path: Path) -> None:
+    folder, quiet, errors = RunFolder(tmp_path), io.StringIO(), io.StringIO()
+    log = EventLog(folder)
+    with LiveView(folder, stream=quiet, progress="quiet"), LiveView(folder, stream=errors, log_level="error"):
+        log.write("phase", message="starting")
+        log.write(**STEP)
+        log.write("saved", **AT, checkpoint="a", seconds=1.0)
+    assert quiet.getvalue() == "step 40/400  saved a in 1.0 s\n"
+    assert errors.getvalue() == ""
+
+
+def test_a_phase_that_lasts_is_said_again_while_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows a view that only looks up when there is an event."""
+    monkeypatch.setattr("tp2d_train.report.display.PATIENCE_SECONDS", POLL_SECONDS)
+    folder, stream = RunFolder(tmp_path), io.StringIO()
+    with LiveView(folder, stream=stream):
+        EventLog(folder).write("phase", message="starting")
+        time.sleep(4 * POLL_SECONDS)
+    assert stream.getvalue().splitlines()[1].endswith("still: starting")

@@ -52,43 +52,61 @@ class Hardware:
     peak_flops: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Mark:
+    """Where a run was when its training time was `seconds`; its counts may still be on the device."""
+
+    step: int
+    tokens: Number
+    positions: Number
+    seconds: float
+
+
 class Meter:
     """Speeds over the steps between two readings; evaluating and saving do not count.
+
+    `tokens_per_second` is of all positions, labelled or not: what others publish, and what `mfu` follows from.
+    `label_tokens_per_second` is of the tokens that the loss counts.
 
     Args:
         clock: the run's clock.
         hardware: what the run computes on.
-        step: completed steps, and `tokens` the predicted tokens, where the measuring starts.
+        step: completed steps where the measuring starts.
+        tokens: those that the loss has counted until there.
+        positions: those that have been computed until there, each once per dp rank.
     """
 
-    def __init__(self, clock: Clock, hardware: Hardware, *, step: int, tokens: Number) -> None:
+    def __init__(self, clock: Clock, hardware: Hardware, *, step: int, tokens: Number, positions: Number) -> None:
         self._clock = clock
         self._hardware = hardware
-        self._window = self._first = (step, tokens, clock.seconds["train"])
+        self._window = self._first = self._mark(step=step, tokens=tokens, positions=positions)
 
-    def warmed_up(self, *, step: int, tokens: Number) -> None:
+    def warmed_up(self, *, step: int, tokens: Number, positions: Number) -> None:
         """Starts `overall` here: called after the first step, which compiles and allocates once."""
         self._clock.lap("train")
-        self._first = (step, tokens, self._clock.seconds["train"])
+        self._first = self._mark(step=step, tokens=tokens, positions=positions)
 
-    def read(self, *, step: int, tokens: Number) -> dict[str, Any]:
+    def read(self, *, step: int, tokens: Number, positions: Number) -> dict[str, Any]:
         """The speeds since the last log line; the first line's include what only the first step does."""
         self._clock.lap("train")
-        speed = self._speed(self._window, step=step, tokens=tokens)
-        self._window = (step, tokens, self._clock.seconds["train"])
+        now = self._mark(step=step, tokens=tokens, positions=positions)
+        speed, self._window = self._speed(self._window, now), now
         memory = devices.peak_memory(self._hardware.device)
         return speed if memory is None else {**speed, "memory_bytes": memory}
 
-    def overall(self, *, step: int, tokens: Number) -> dict[str, Any]:
+    def overall(self, *, step: int, tokens: Number, positions: Number) -> dict[str, Any]:
         """The same over all steps of this start but the first."""
-        return self._speed(self._first, step=step, tokens=tokens)
+        return self._speed(self._first, self._mark(step=step, tokens=tokens, positions=positions))
 
-    def _speed(self, since: tuple[int, Number, float], *, step: int, tokens: Number) -> dict[str, Any]:
-        steps, counted = step - since[0], float(tokens) - float(since[1])
-        seconds = self._clock.seconds["train"] - since[2]
+    def _mark(self, *, step: int, tokens: Number, positions: Number) -> _Mark:
+        return _Mark(step=step, tokens=tokens, positions=positions, seconds=self._clock.seconds["train"])
+
+    def _speed(self, since: _Mark, now: _Mark) -> dict[str, Any]:
+        steps, seconds = now.step - since.step, now.seconds - since.seconds
         if not steps:
             return {}
-        rate = counted / seconds
-        speed = {"tokens_per_second": rate, "step_seconds": seconds / steps}
+        rate = (float(now.positions) - float(since.positions)) / seconds
+        labels = (float(now.tokens) - float(since.tokens)) / seconds
+        speed = {"tokens_per_second": rate, "label_tokens_per_second": labels, "step_seconds": seconds / steps}
         flops, peak = self._hardware.flops_per_token, self._hardware.peak_flops
         return speed if flops is None or peak is None else {**speed, "mfu": rate * flops / peak}

@@ -1,9 +1,12 @@
 """The files of a run's numbers: `metrics.jsonl`, a line for each logged step and evaluation, and `summary.json`.
 
-A line of a step holds step, epoch, loss, grad_norm, lr, tokens, tokens_per_second, step_seconds, memory_bytes, and mfu
-where the device's peak is known; a line of an evaluation holds step, epoch, eval_loss, eval_tokens. `step` counts
-completed optimizer steps, `epoch` from 0 as in the tutorials, `tokens` the predicted tokens so far, once per dp rank.
-A number that is not finite is written as null, which JSON has, where NaN is not JSON.
+A line of a step holds step, epoch, loss, grad_norm, lr, tokens, positions, tokens_per_second, label_tokens_per_second,
+step_seconds, memory_bytes, and mfu where the device's peak is known; a line of an evaluation holds step, epoch,
+eval_loss, eval_tokens, eval_perplexity. Both end with `time`, when they were written, in seconds since 1970.
+
+`step` counts completed optimizer steps, `epoch` from 0 as in the tutorials, `tokens` the predicted tokens so far,
+`positions` all that were computed, labelled or not, each once per dp rank. `tokens_per_second` counts positions,
+`label_tokens_per_second` predicted tokens. A number that is not finite is written as null: NaN is not JSON.
 """
 
 import json
@@ -56,6 +59,27 @@ def cut_back(path: Path, *, step: int) -> int:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes an indented JSON file, replacing an older one in one move."""
     replace_file(path, json.dumps(_finite(value), indent=2, allow_nan=False).encode() + b"\n")
+
+
+def evaluation_metrics(*, loss: float, tokens: int) -> dict[str, Any]:
+    """The metrics of an evaluation by name. `eval_perplexity`, exp(loss), is absent where it is not a finite number.
+
+    Args:
+        loss: mean over the held-out tokens, in nats.
+        tokens: how many there were.
+    """
+    metrics = {"eval_loss": loss, "eval_tokens": tokens}
+    found = perplexity(loss)
+    return metrics if found is None else {**metrics, "eval_perplexity": found}
+
+
+def perplexity(loss: float) -> float | None:
+    """exp(loss) of a mean loss in nats; None where that is not a finite number."""
+    try:
+        found = math.exp(loss)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def column(records: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:

@@ -1,5 +1,6 @@
 """What rank 0 writes down of a run: metrics and events as they come, and at the end the summary and the plot."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,14 +29,18 @@ class Record:
             cut_back(self._folder.metrics, step=step)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl`."""
+        """Adds a line to `metrics.jsonl`, with the time to the millisecond."""
         if self._active:
-            append_line(self._folder.metrics, line)
+            append_line(self._folder.metrics, {**line, "time": round(time.time(), 3)})
 
     def event(self, event: str, **values: Any) -> None:
         """Adds an event for the driver's view."""
         if self._active:
             self._events.write(event, **values)
+
+    def phase(self, message: str) -> None:
+        """Says what the start is doing from now on."""
+        self.event("phase", message=message)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Replaces `summary.json`."""

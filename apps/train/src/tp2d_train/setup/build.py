@@ -16,6 +16,7 @@ from tp2d_mesh.devices import peak_flops
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.contracts import Engine
+from tp2d_train.fields import text_of
 from tp2d_train.report.meter import Hardware
 from tp2d_train.setup import data, engine, mesh, model
 from tp2d_train.setup.agreement import check_agreement, data_hash, model_hash, patient_group
@@ -46,29 +47,37 @@ class Parts:
     hardware: Hardware
 
 
-def build(config: TrainConfig, *, device: torch.device, progress: Callable[[str], None]) -> Parts:
+def build(
+    config: TrainConfig, *, device: torch.device, phase: Callable[[str], None], progress: Callable[[str], None]
+) -> Parts:
     """Builds everything; a collective.
 
     Args:
         config: the settings.
         device: where this rank computes.
+        phase: is told what this rank is doing now, what it waits for included; of several ranks one should speak.
         progress: is told, by the rank that tokenises, how far it is.
 
     Raises:
         ValueError: the placement, the model or the data cannot work, or are not the same on every rank.
     """
     precision = resolve_precision(config.precision, device)
+    phase(f"joining {config.num_workers} ranks")
     ranks, places = mesh.build(config, device=device)
     with patient_group() as everyone:
+        phase(f"finding the files of model {config.model_name}")
         found = model.build(config)
+        phase(f"opening the data of {text_of(config.dataset_name)}")
         rows = data.build(config, mesh=ranks, model=found, progress=progress)
+        phase("waiting until every rank has the same model and data")
         hashes = {
             "model_name": model_hash(found),
             "dataset_name or tokenizer_name": data_hash(rows.loader),
             "the data to evaluate on": data_hash(rows.held_out),
         }
         check_agreement(hashes, node=socket.gethostname(), group=everyone)
-    built = engine.build(config, found, mesh=ranks)
+    phase(f"loading engine {config.engine}")
+    built = engine.build(config, found, mesh=ranks, progress=phase)
     return Parts(
         mesh=ranks,
         places=places,

@@ -25,8 +25,8 @@ _LEAVING_SECONDS = 300  # to finish a step, save and exit
 
 
 def train_command(*options: str) -> list[str]:
-    """The command that a user types, `python -m tp2d_train`, with these options."""
-    return [sys.executable, "-m", "tp2d_train", *options]
+    """The command that a user types, `tp2d train`, with these options."""
+    return [sys.executable, "-m", "tp2d_train", "train", *options]
 
 
 def run_logged(

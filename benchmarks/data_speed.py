@@ -5,7 +5,7 @@
     python benchmarks/data_speed.py --report            # table and picture again, from the kept measurements
 
 One Qwen2-shaped model, its tokenizer trained on the text, 2x2 workers under Ray Train; first `tutorial_recipe.py`, then
-`python -m tp2d_train`, never both at a time. Each process is measured from its start to its exit, with empty caches.
+`tp2d train`, never both at a time. Each process is measured from its start to its exit, with empty caches.
 After `--seconds` it is asked to stop, saves and exits. A useful token is a predicted one, counted once. Each recipe
 trains with the best of three learning rates, each tried with fsdp2 for `--try-seconds`. The held-out loss is that of
 the weights saved last: the mean over the tokens of the last 5 % of the lines, computed by one process in the same way

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from tp2d_ckpt import find_latest
 from tp2d_train.folder import RunFolder
 
-TIMES = ("tokens_per_second", "step_seconds", "memory_bytes", "mfu")
+TIMES = ("time", "tokens_per_second", "label_tokens_per_second", "step_seconds", "memory_bytes", "mfu")
 
 
 def main() -> int:

@@ -26,8 +26,8 @@ def write_text(folder: Path, *, lines: int) -> None:
 
 
 def start(line: list[str], folder: Path) -> subprocess.Popen[str]:
-    """Starts `python -m tp2d_train ...` in `folder`; both streams are pipes."""
-    command = [sys.executable, "-m", "tp2d_train", *line]
+    """Starts `tp2d train ...` in `folder`; both streams are pipes."""
+    command = [sys.executable, "-m", "tp2d_train", "train", *line]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -109,8 +109,9 @@ def test_the_accumulation_follows_from_the_global_batch() -> None:
         ({"resume": "maybe"}, r"unknown resume 'maybe': choose auto, must, never"),
         ({"name": ""}, r"name is empty"),
         ({"modle_name": "x"}, r"unknown option modle_name; did you mean model_name\?"),
-        ({"tp_sise": 1, "qqqq": 2}, r"unknown option tp_sise, qqqq; did you mean tp_size\?"),
-        ({"qqqq": 2}, r"unknown option qqqq; --help lists all"),
+        ({"lr": 1e-4}, r"unknown option lr; did you mean learning_rate\?"),
+        ({"tp_sise": 1, "qqqq": 2}, r"unknown option tp_sise; did you mean tp_size\?"),
+        ({"qqqq": 2}, r"unknown option qqqq; tp2d train --help-all lists all"),
     ],
 )
 def test_what_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
@@ -137,6 +138,9 @@ def test_the_names_in_the_options_are_those_of_the_packages() -> None:
         "lr_scheduler": set(SCHEDULES),
         "resume": {"auto", "must", "never"},
         "launcher": {"ray", "local"},
+        "on_spike": {"warn", "stop"},
+        "log_level": {"debug", "info", "warning", "error"},
+        "progress": {"auto", "bar", "lines", "quiet"},
     }
 
 
@@ -147,7 +151,7 @@ def test_a_label_that_is_not_trained_on_is_the_same_in_the_data_and_in_the_loss(
 def test_the_defaults_of_the_data_are_those_of_the_package() -> None:
     """For a named model; what differs is the holdout, of which the app makes an evaluation."""
     named = TrainConfig(model_name="org/model", streaming=True, max_steps=1)
-    corpus = tp2d_data.Corpus(dataset_name="builtin:stdlib", holdout=0.01)
+    corpus = tp2d_data.Corpus(dataset_name="builtin:stdlib", holdout_percentage=1.0)
     packing = tp2d_data.Packing(seq_length=512)
     assert named.data == tp2d_data.DataSpec(corpora=(corpus,), packing=packing, stream=tp2d_data.Stream())
     assert TrainConfig(model_name="org/model").data.stream is None
@@ -163,6 +167,7 @@ def test_every_option_of_the_data_reaches_its_value() -> None:
         split="s",
         dataset_percentage=7,
         holdout_percentage=5,
+        eval_dataset="b,e",
         loss_on="completion",
         text_field="t",
         prompt_field="p",
@@ -177,11 +182,19 @@ def test_every_option_of_the_data_reaches_its_value() -> None:
         max_steps=1,
     )
     corpora = tuple(
-        tp2d_data.Corpus(dataset_name=name, dataset_config="c", split="s", dataset_percentage=7.0, holdout=0.05)
+        tp2d_data.Corpus(
+            dataset_name=name, dataset_config="c", split="s", dataset_percentage=7.0, holdout_percentage=5.0
+        )
         for name in ("a", "b")
+    )
+    # A configuration is a training dataset's; another dataset has others.
+    evaluated = (
+        tp2d_data.Corpus(dataset_name="b", dataset_config="c", split="s"),
+        tp2d_data.Corpus(dataset_name="e", split="s"),
     )
     assert config.data == tp2d_data.DataSpec(
         corpora=corpora,
+        eval_corpora=evaluated,
         weights=(3.0, 1.0),
         task=tp2d_data.Task(
             loss_on="completion", text_field="t", prompt_field="p", completion_field="q", messages_field="m"

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tp2d_ckpt.commit import Manifest, commit, create_directory, list_checkpoints
 from tp2d_train.folder import RunFolder, replace_file
 
 NAMES = {
@@ -17,6 +18,7 @@ NAMES = {
     "ray_log": "ray.log",
     "stop": ".stop",
     "lock": ".lock",
+    "holder": ".holder.json",
 }
 
 
@@ -30,6 +32,15 @@ def test_a_runs_files_have_the_names_that_users_and_older_runs_know(tmp_path: Pa
 def test_the_readme_tells_every_file_of_a_run() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert all(f"| `{name}" in readme for name in NAMES.values() if not name.startswith("."))
+
+
+def test_a_folder_has_a_checkpoint_where_a_save_was_committed(tmp_path: Path) -> None:
+    """By the file that tp2d-ckpt looks for itself."""
+    folder = RunFolder(tmp_path)
+    save = create_directory(folder.checkpoints, step=3)
+    assert not folder.has_checkpoint() and not list_checkpoints(folder.checkpoints)
+    commit(save, Manifest(step=3, dp=1, tp=1, engine=None, tensors={}, files={}, versions={}))
+    assert folder.has_checkpoint() and list_checkpoints(folder.checkpoints)
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:

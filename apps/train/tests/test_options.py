@@ -1,12 +1,13 @@
 """The command line and the YAML file."""
 
-import shlex
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 from tp2d_train.config import TrainConfig, option_fields
-from tp2d_train.fields import text_of
-from tp2d_train.options import build_parser, command_line, read_options
+from tp2d_train.fields import allowed_types, choices_of, text_of
+from tp2d_train.options import build_parser, check_needs, option_groups, read_options
 
 
 def test_only_given_options_are_in_the_result() -> None:
@@ -35,11 +36,11 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--tpsize 2", r"unknown option tpsize; did you mean tp_size\?"),
-        ("--tp 2", r"unknown option tp"),
-        ("--zzz=2", r"unknown option zzz; --help lists all"),
-        ("--model_name x", r"option --model_name is not written as it should be"),
-        ("train", r"unexpected argument 'train'"),
+        ("--tpsize 2", r"unknown option --tpsize; did you mean --tp-size\?"),
+        ("--tp=2", r"unknown option --tp; did you mean --tp-size\?"),
+        ("--zzz=2", r"unknown option --zzz; tp2d train --help-all lists all"),
+        ("train", r"unexpected argument 'train': options are --name value, see tp2d train --help-all"),
+        ("-tp-size 2", r"unexpected argument '-tp-size'"),
         ("--tp-size", r"argument --tp-size: expected one argument"),
         ("--tp-size two", r"tp_size must be a whole number, not 'two'"),
         ("--tp-size none", r"tp_size must be a whole number, not 'none'"),
@@ -71,27 +72,76 @@ def test_slips_in_a_file_are_named(tmp_path: Path, content: str, message: str) -
         TrainConfig(**read_options(["--config", str(file)]))
 
 
-def test_a_command_line_gives_its_settings_back() -> None:
-    given = {"name": "a b", "runtime_env": {"pip": ["it's"]}, "compile": True, "max_grad_norm": None}
-    settings = TrainConfig(**given, dataset_name=["a b", "c"], dataset_weights=[3, 1]).as_dict()
-    assert read_options(shlex.split(command_line(settings))) == settings
+def test_one_mark_is_as_good_as_the_other(tmp_path: Path) -> None:
+    """In the name of an option, not in its value."""
+    assert read_options(["--tp_size", "4", "--storage-path=a_b-c"]) == {"tp_size": 4, "storage_path": "a_b-c"}
+    file = tmp_path / "run.yaml"
+    file.write_text("tp-size: 4\n")
+    assert read_options(["--config", str(file)]) == {"tp_size": 4}
+
+
+@pytest.mark.parametrize("on", ["--compile", "--compile true", "--compile=True", "compile: true", "compile: 'true'"])
+@pytest.mark.parametrize("off", ["--no-compile", "--compile false", "--compile=false", "compile: false"])
+def test_a_switch_is_on_or_off_however_it_is_written(on: str, off: str, tmp_path: Path) -> None:
+    for line, value in {on: True, off: False}.items():
+        file = tmp_path / "run.yaml"
+        file.write_text(line)
+        words = line.split() if line.startswith("-") else ["--config", str(file)]
+        assert TrainConfig(**read_options([*words, "--seed", "1"])).compile is value
+
+
+def test_a_switch_of_three_places() -> None:
+    lines = (["--append-eos"], ["--no-append-eos"], ["--append-eos", "none"])
+    assert [read_options(line)["append_eos"] for line in lines] == [True, False, None]
+
+
+def test_resume_takes_a_word_for_the_name() -> None:
+    assert read_options(["a", "--max-steps", "3"], command="resume") == {"name": "a", "max_steps": 3}
+    assert read_options(["--max-steps", "3", "a"], command="resume") == {"name": "a", "max_steps": 3}
+
+
+def test_an_option_without_the_one_it_needs_is_refused() -> None:
+    """Also where it is given as it is by default: whoever names it wants it read."""
+    with pytest.raises(ValueError, match=r"messages_field is read with loss_on assistant only.*: add --loss-on assist"):
+        check_needs(TrainConfig(), given={"messages_field"})
+    check_needs(TrainConfig(loss_on="assistant"), given={"messages_field", "seed"})
+    check_needs(TrainConfig(), given={"seed"})
+
+
+def test_the_common_options_are_few_and_the_groups_have_names() -> None:
+    assert list(option_groups()) == ["Model", "Data", "Mesh", "Optimisation", "Length", "Failure", "The run"]
+    assert [field for fields in option_groups().values() for field in fields] == list(option_fields())
+    assert 12 <= sum("common" in field.metadata for field in option_fields()) <= 18
 
 
 def test_help_tells_every_option_and_both_defaults() -> None:
-    text = " ".join(build_parser().format_help().split())
-    assert all(f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}," in text for name in _names())
+    text = " ".join(build_parser(every=True).format_help().split())
+    assert all(f"--{field.name.replace('_', '-')} " in text for field in option_fields())
     assert "peak learning rate (default: 1e-05; built-in models: 0.003)" in text
+    assert all(f"{title}:" in text for title in option_groups())
 
 
-def test_the_readme_tells_every_option_and_its_default() -> None:
+def test_the_readme_has_the_table_of_the_options() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    rows = dict(line.removeprefix("| `--").split("`", 1) for line in readme.splitlines() if line.startswith("| `--"))
-    assert list(rows) == [name.replace("_", "-") for name in _names()]
-    for field in option_fields():
-        row, default = rows[field.name.replace("_", "-")], field.metadata["default"]
-        assert field.metadata["help"] in row
-        assert default in (None, False) or f"`{text_of(default) if isinstance(default, tuple) else default}`" in row
+    assert options_table() in readme, f"the table must be:\n{options_table()}"
 
 
-def _names() -> list[str]:
-    return list(TrainConfig().as_dict())
+def options_table() -> str:
+    """The options as the README has them."""
+    lines = ["| option | default | what it is |", "|---|---|---|"]
+    for title, fields in option_groups().items():
+        lines += [f"| **{title}** | | |", *map(_row, fields)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(field: dataclasses.Field) -> str:
+    flag = f"`--{field.name.replace('_', '-')}`" + (" / `--no-...`" if bool in allowed_types(field) else "")
+    default, builtin = field.metadata["default"], field.metadata.get("builtin")
+    if isinstance(default, bool):
+        value = "on" if default else "off"
+    else:
+        value = "" if default is None else f"`{text_of(default)}`"
+    value += "" if builtin in (None, default) else f"; built-in `{builtin}`"
+    choices = [choice for choice in choices_of(field) if not re.search(rf"\b{choice}\b", field.metadata["help"])]
+    names = f" ({', '.join(f'`{choice}`' for choice in choices_of(field))})" if choices else ""
+    return f"| {flag} | {value} | {field.metadata['help']}{names} |"

@@ -6,7 +6,6 @@ minute and takes the `builtin` ones. The values that the packages take are made 
 """
 
 import dataclasses
-import difflib
 import pkgutil
 from collections.abc import Iterable
 from functools import cached_property
@@ -16,12 +15,16 @@ from tp2d_data import Corpus, DataSpec, LastBatch, LossOn, Mode, Packing, Stream
 
 from tp2d_train.engines import ENGINES
 from tp2d_train.fields import checked, chosen, derived, option
+from tp2d_train.names import meant
 
 if TYPE_CHECKING:
     from tp2d_mesh import EngineSpec, Layout
 
 DEFAULT_WORKERS = 4
 SCHEDULES = ("constant", "linear", "cosine")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+PROGRESS = ("auto", "bar", "lines", "quiet")
+PAIRS, CHATS = ("loss_on", "completion"), ("loss_on", "assistant")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,17 +39,19 @@ class TrainConfig:
         ValueError: an unknown name (the closest known one is given), a value out of bounds, or sizes that do not fit.
     """
 
-    # model
-    model_name: str = option("builtin:tiny", "hub name, local folder, builtin:tiny or builtin:small", fixed=True)
+    model_name: str = option(
+        "builtin:tiny", "hub name, local folder, builtin:tiny or builtin:small", fixed=True, starts="Model", common=True
+    )
     tokenizer_name: str | None = option(None, "hub name or folder of the tokenizer, where not the model's", fixed=True)
     from_scratch: bool = option(False, "initialise the weights from the seed instead of reading them", fixed=True)
     trust_remote_code: bool = option(False, "run Python code that comes with the model or dataset")
     attn_implementation: str | None = option(None, "attention kernel: eager, sdpa, flash_attention_2, ...")
-    # data
     dataset_name: tuple[str, ...] = option(
         ("builtin:stdlib",),
         "hub name, folder, file (txt, jsonl, json, parquet, arrow), builtin:stdlib; several: a,b",
         fixed=True,
+        starts="Data",
+        common=True,
     )
     dataset_weights: tuple[float, ...] | None = option(
         None, "of several datasets: shares of an epoch, such as 0.7,0.3", fixed=True
@@ -57,12 +62,13 @@ class TrainConfig:
         "all",
         "what the loss counts: all of a text, the completion of a prompt, what the assistant says in a chat",
         fixed=True,
+        common=True,
     )
     text_field: str = option("text", "field of a record that holds the text", fixed=True)
-    prompt_field: str = option("prompt", "with loss_on completion: field of the prompt", fixed=True)
-    completion_field: str = option("completion", "with loss_on completion: field of the completion", fixed=True)
-    messages_field: str = option("messages", "with loss_on assistant: field of the list of messages", fixed=True)
-    dataset_percentage: float = chosen(10.0, "percentage of the documents to use", builtin=50.0, above=0, most=100)
+    prompt_field: str = option("prompt", "loss_on completion: field of the prompt", fixed=True, needs=PAIRS)
+    completion_field: str = option("completion", "loss_on completion: field of the completion", fixed=True, needs=PAIRS)
+    messages_field: str = option("messages", "loss_on assistant: field of the messages", fixed=True, needs=CHATS)
+    dataset_percentage: float = chosen(100.0, "percentage of the documents to use", builtin=50.0, above=0, most=100)
     holdout_percentage: float = option(
         1.0,
         "percentage held out to evaluate on, if there is no validation split; 0: no evaluation",
@@ -70,7 +76,12 @@ class TrainConfig:
         least=0,
         most=50,
     )
-    seq_length: int = chosen(512, "tokens in a row", builtin=64, least=2)
+    eval_dataset: tuple[str, ...] | None = option(
+        None,
+        "evaluate on this dataset in place of the held-out share or the validation split; several: a,b",
+        fixed=True,
+    )
+    seq_length: int = chosen(512, "tokens in a row", builtin=64, least=2, common=True)
     packing: Mode = option(
         "best_fit",
         "how documents fill rows: best_fit (whole where they fit), concat (joined and cut), pad (one a row)",
@@ -89,49 +100,77 @@ class TrainConfig:
     block_tokens: int = option(
         1 << 24, "streaming: tokens that are tokenised and shuffled together", fixed=True, least=1
     )
-    # mesh and engine
-    engine: str = option("fsdp2", "what runs the parallelism", fixed=True, choices=tuple(ENGINES))
-    tp_size: int = option(2, "ranks that share a layer (tensor parallel), inside a node", least=1)
-    dp_size: int = derived("ranks that share the batch (data parallel); default: num_workers / tp_size", least=1)
+    engine: str = option(
+        "fsdp2", "what runs the parallelism", fixed=True, choices=tuple(ENGINES), starts="Mesh", common=True
+    )
+    tp_size: int = option(2, "ranks that share a layer (tensor parallel), inside a node", least=1, common=True)
+    dp_size: int = derived(
+        "ranks that share the batch (data parallel); default: num_workers / tp_size", least=1, common=True
+    )
     num_workers: int = derived("all ranks; default: dp_size x tp_size, 4 if neither is given", least=1)
     zero_stage: int = option(1, "ZeRO stage of the engine autotp, 1 or 2; fsdp2 does not read it", fixed=True, least=0)
     deepspeed_config: str | None = option(None, "autotp: JSON file of further DeepSpeed settings")
     device: str = option("auto", "where the workers compute; auto: GPUs if enough", choices=("auto", "cpu", "cuda"))
     allow_cross_node_tp: bool = option(False, "let a tensor-parallel group span nodes (slow)")
     timeout_s: float = option(600.0, "seconds after which a collective operation that waits fails", above=0)
-    # optimisation
-    batch_size_per_gpu: int = chosen(1, "rows of a micro-batch of one dp rank", builtin=8, least=1, fixed=False)
+    batch_size_per_gpu: int = chosen(
+        1,
+        "rows of a micro-batch of one dp rank",
+        builtin=8,
+        least=1,
+        fixed=False,
+        aliases=("batch_size",),
+        starts="Optimisation",
+        common=True,
+    )
     gradient_accumulation_steps: int = derived("micro-batches of an optimizer step; default 1", least=1)
-    global_batch_size: int = derived("rows of an optimizer step; sets the accumulation if given", fixed=True, least=1)
+    global_batch_size: int = derived(
+        "rows of an optimizer step; sets the accumulation if given", fixed=True, least=1, common=True
+    )
     optimizer: str = option("adamw", "AdamW, or plain SGD for parity checks", fixed=True, choices=("adamw", "sgd"))
-    learning_rate: float = chosen(1e-5, "peak learning rate", builtin=3e-3, above=0)
+    learning_rate: float = chosen(1e-5, "peak learning rate", builtin=3e-3, above=0, fixed=False, common=True)
     weight_decay: float = option(0.01, "decoupled weight decay", fixed=True, least=0)
-    max_grad_norm: float | None = option(1.0, "clip the global gradient norm to this; none: off", fixed=True, above=0)
+    max_grad_norm: float | None = option(1.0, "clip the global gradient norm to this; none: off", above=0)
     lr_scheduler: str = chosen("constant", "shape after the warm-up", builtin="cosine", choices=SCHEDULES)
     warmup_steps: int = chosen(0, "steps of linear warm-up", builtin=20, least=0)
     precision: str = option(
         "auto",
         "auto (bf16 on GPUs, else fp32), bf16 (fp32 masters), bf16-pure, fp16, fp32",
         fixed=True,
+        common=True,
         choices=("auto", "fp32", "bf16", "bf16-pure", "fp16"),
     )
     activation_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
     compile: bool = option(False, "compile every layer with torch.compile")
     seed: int = option(42, "seed of weights, dropout and data order", fixed=True, least=0)
-    # length
-    num_epochs: int = option(1, "passes over the data", least=1)
-    max_steps: int | None = option(None, "end after this many optimizer steps in all", least=1)
+    num_epochs: int = option(1, "passes over the data", least=1, starts="Length", common=True)
+    max_steps: int | None = option(None, "end after this many optimizer steps in all", least=1, common=True)
     debug_steps: int | None = option(None, "end each epoch after this many steps; 0: off", fixed=True, least=0)
-    # the run
-    name: str | None = option(None, "name of the run; default: a new one. The same name resumes")
-    storage_path: str = option("runs", "folder that holds the runs")
+    max_skipped_steps: int = option(
+        3,
+        "end the run after so many steps in a row whose gradient is not finite; each is skipped",
+        least=1,
+        starts="Failure",
+    )
+    on_spike: str = option("warn", "what a spike of the loss does", choices=("warn", "stop"))
+    name: str | None = option(
+        None, "name of the run; default: a new one. The same name resumes", starts="The run", common=True
+    )
+    storage_path: str = option("runs", "folder that holds the runs", common=True)
     resume: str = option("auto", "what an existing name means", choices=("auto", "must", "never"))
     launcher: str = option("ray", "what starts the workers", choices=("ray", "local"))
-    save_interval_steps: int | None = option(None, "save every so many steps, besides each epoch's end", least=1)
-    keep_checkpoints: int | None = option(2, "newest checkpoints to keep; none: all", least=1)
+    save_interval_steps: int | None = option(
+        None, "save every so many steps, besides each epoch's end", least=1, common=True
+    )
+    save_each_epoch: bool = option(True, "save at the end of every epoch; the last one is saved in any case")
+    keep_checkpoints: int | None = option(2, "newest checkpoints to keep, at least 2; none: all", least=2)
     eval_interval_steps: int | None = option(None, "evaluate every so many steps, besides each epoch's end", least=1)
     eval_batches: int | None = option(8, "global batches of an evaluation; none: all", least=1)
     log_interval: int | None = option(10, "steps between log lines; none or 0: off")
+    log_level: str = option("info", "least important messages to show", choices=LOG_LEVELS)
+    progress: str = option(
+        "auto", "auto (a bar on a terminal, else lines), bar, lines, quiet (no line for a step)", choices=PROGRESS
+    )
     max_failures: int = option(0, "times the workers are started again after a failure", least=0)
     runtime_env: dict | None = option(None, "Ray's runtime_env of the workers, as JSON")
     batch_size: dataclasses.InitVar[int | None] = None
@@ -146,12 +185,16 @@ class TrainConfig:
             self._set("batch_size_per_gpu", _agreed("batch_size_per_gpu", self.batch_size_per_gpu, batch_size))
         for field in dataclasses.fields(self):
             if getattr(self, field.name) is None and "builtin" in field.metadata:
-                self._set(field.name, field.metadata["builtin" if self.is_builtin else "default"])
+                self._set(field.name, field.metadata["builtin" if self._has_builtin(field.name) else "default"])
             self._set(field.name, checked(field, getattr(self, field.name)))
         self._derive_mesh()
         self._derive_batch()
         if self.streaming and self.max_steps is None:
             raise ValueError("streaming needs max_steps: nobody knows how long a stream's epoch is")
+
+    def _has_builtin(self, name: str) -> bool:
+        """Whether the `builtin` default of a field holds; one's own data are used whole, with any model."""
+        return self.is_builtin and (name != "dataset_percentage" or self.dataset_name == ("builtin:stdlib",))
 
     @property
     def is_builtin(self) -> bool:
@@ -168,18 +211,10 @@ class TrainConfig:
     @cached_property
     def data(self) -> DataSpec:
         """What is trained on, as tp2d-data takes it."""
-        corpora = [
-            Corpus(
-                dataset_name=name,
-                dataset_config=self.dataset_config,
-                split=self.split,
-                dataset_percentage=self.dataset_percentage,
-                holdout=self.holdout_percentage / 100,
-            )
-            for name in self.dataset_name
-        ]
+        shares = {"dataset_percentage": self.dataset_percentage, "holdout_percentage": self.holdout_percentage}
         return DataSpec(
-            corpora=tuple(corpora),
+            corpora=tuple(self._corpus(name, **shares) for name in self.dataset_name),
+            eval_corpora=tuple(self._corpus(name) for name in self.eval_dataset or ()),
             weights=self.dataset_weights,
             task=Task(
                 loss_on=self.loss_on,
@@ -207,6 +242,10 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name, what `TrainConfig(**...)`, YAML and Ray's `train_loop_config` take."""
         return dataclasses.asdict(self)
+
+    def _corpus(self, name: str, **shares: float) -> Corpus:
+        config = self.dataset_config if name in self.dataset_name else None  # another dataset has others
+        return Corpus(dataset_name=name, dataset_config=config, split=self.split, **shares)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -245,13 +284,11 @@ def option_fields() -> tuple[dataclasses.Field, ...]:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises `ValueError` for names that are no field of `TrainConfig`, naming the closest one."""
-    known = [*(field.name for field in option_fields()), "batch_size"]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        close = [match for name in unknown for match in difflib.get_close_matches(str(name), known, n=1)]
-        hint = f"; did you mean {', '.join(close)}?" if close else "; --help lists all"
-        raise ValueError(f"unknown option {', '.join(map(str, unknown))}{hint}")
+    """Raises `ValueError` for a name that is no field of `TrainConfig`, naming the one that was meant."""
+    known = [field.name for field in option_fields()]
+    for name in names:
+        if name not in (*known, "batch_size"):
+            raise ValueError(f"unknown option {name}; {meant(name, known, see='tp2d train --help-all')}")
 
 
 def _agreed(name: str, value: int | None, alias: int) -> int:

@@ -16,7 +16,9 @@ def option(default: Any, text: str, *, fixed: bool = False, **rules: Any) -> Any
     """Declares a field.
 
     `text` is the one-line help. `fixed` says that a run cannot be resumed with another value. `rules`: `choices`
-    (names), `least`, `above`, `most` (numbers).
+    (names), `least`, `above`, `most` (numbers); `aliases` (other names on the command line), `needs` (an option and the
+    value it must have where this one is given), `positional` (a word without an option's name). For the help: `starts`
+    (the group that begins here), `common` (shown without `--help-all`).
     """
     return dataclasses.field(default=default, metadata={"help": text, "fixed": fixed, "default": default, **rules})
 
@@ -30,6 +32,16 @@ def chosen(default: Any, text: str, *, builtin: Any, **rules: Any) -> Any:
     """Declares a fixed field whose default is `builtin` for a built-in model, and `default` for any other."""
     metadata = {"help": text, "fixed": True, "default": default, "builtin": builtin, "derived": True, **rules}
     return dataclasses.field(default=None, metadata=metadata)
+
+
+def check_fields(value: Any) -> None:
+    """Checks every field of a frozen dataclass of options and brings it into its type, for a `__post_init__`.
+
+    Raises:
+        ValueError: as `checked`.
+    """
+    for field in dataclasses.fields(value):
+        object.__setattr__(value, field.name, checked(field, getattr(value, field.name)))
 
 
 def allowed_types(field: dataclasses.Field) -> tuple[type, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 
@@ -62,15 +63,48 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
-        """Locked by the driver while it trains."""
+        """Locked by the driver while it trains, which this machine's processes see."""
         return self.path / ".lock"
+
+    @property
+    def holder(self) -> Path:
+        """Who trains the run now, rewritten every few seconds, which other machines see."""
+        return self.path / ".holder.json"
+
+    def has_checkpoint(self) -> bool:
+        """Whether a save was committed here: its folder has the mark of `tp2d_ckpt`, which is not loaded for this."""
+        return any(self.checkpoints.glob("step-*/COMPLETE"))
+
+    def has_other_files(self) -> bool:
+        """Whether there is more here than a start leaves that was killed before it wrote `config.yaml`."""
+        first = {path.name for file in (self.lock, self.holder, self.config) for path in (file, _temporary(file))}
+        return self.path.is_dir() and any(path.name not in first for path in self.path.iterdir())
+
+    def clear(self) -> None:
+        """Removes what a start has left that never saved, but `config.yaml` and the lock; what is not ours stays.
+
+        Ray's list of the run's checkpoints, which is empty, goes too.
+        """
+        for file in (self.metrics, self.summary, self.plot, self.events, self.failure, self.ray_log, self.stop):
+            file.unlink(missing_ok=True)
+            _temporary(file).unlink(missing_ok=True)
+        for file in self.path.glob("checkpoint_manager_snapshot.json*"):
+            file.unlink()
+        for unfinished in self.checkpoints.glob("step-*"):
+            shutil.rmtree(unfinished)
+        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
+            self.checkpoints.rmdir()
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Writes a file in one move: after a kill it is the old one or the new one, and it is on the disk on return."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")

@@ -4,59 +4,67 @@ The YAML file gives defaults, the command line wins. Nothing here imports torch,
 at once.
 """
 
-import argparse
 import dataclasses
-import shlex
-from collections.abc import Sequence
+from argparse import SUPPRESS
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
-from tp2d_train.config import check_names, option_fields
-from tp2d_train.fields import allowed_types, choices_of, item_type, parse_value, text_of
+from tp2d_train.cli import Parser
+from tp2d_train.config import TrainConfig, check_names, option_fields
 
-USAGE = "python -m tp2d_train [--config RUN.yaml] [--OPTION VALUE ...]"
+DESCRIPTIONS = {
+    "train": "Train a causal language model with tensor x data parallelism under Ray Train.",
+    "resume": "Go on with a run at the step it last saved, with its own configuration; an option that is given "
+    "overrides it, where a run may change it.",
+}
+EPILOG = (
+    "A switch is --compile, --compile true or --no-compile, and '_' is as good as '-'. --help-all shows all {} options."
+)
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one `ValueError` instead of a page of usage and an exit."""
+def build_parser(command: str = "train", *, every: bool = False) -> Parser:
+    """One option per field of `TrainConfig`, plus `--config`. Options that are not given are absent from the result.
 
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def build_parser() -> Parser:
-    """One option per field of `TrainConfig`, plus `--config`. Options that are not given are absent from the result."""
-    parser = Parser(
-        prog="tp2d_train",
-        usage=USAGE,
-        description="Train a causal language model with tensor x data parallelism under Ray Train.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with defaults for the options below")
-    for field in option_fields():
-        _add_option(parser, field)
+    Args:
+        command: `train`, or `resume`, which takes the run's name as a word and has no `--resume`.
+        every: whether the help shows all options, or the common ones.
+    """
+    usage = f"tp2d {command} {'NAME ' if command == 'resume' else ''}[--config RUN.yaml] [--OPTION VALUE ...]"
+    epilog = None if every else EPILOG.format(len(option_fields()))
+    parser = Parser(command, DESCRIPTIONS[command], see="--help-all", usage=usage, epilog=epilog)
+    parser.add_argument("--help-all", action="help", help="show every option and exit")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with defaults for the options", default=SUPPRESS)
+    if command == "resume":
+        parser.add_argument("name", metavar="NAME", help="name of the run")
+    for title, fields in option_groups().items():
+        group = parser.add_argument_group(title)
+        for field in fields:
+            if command == "train" or field.name not in ("name", "resume"):
+                parser.add_option(field, group=group, shown=every or "common" in field.metadata)
     return parser
 
 
-def read_options(argv: Sequence[str]) -> dict[str, Any]:
+def option_groups() -> dict[str, list[dataclasses.Field]]:
+    """The fields under the headings of the help, in the order of their declaration."""
+    groups: dict[str, list[dataclasses.Field]] = {}
+    title = ""
+    for field in option_fields():
+        title = field.metadata.get("starts", title)
+        groups.setdefault(title, []).append(field)
+    return groups
+
+
+def read_options(argv: Sequence[str], *, command: str = "train") -> dict[str, Any]:
     """The settings of a command line, over those of its YAML file, by field name.
 
     Raises:
         ValueError: an unknown option or key (the closest known one is named), a value of the wrong kind, a YAML file
             that cannot be read.
     """
-    given, rest = build_parser().parse_known_args(argv)
-    if rest:
-        name = rest[0].split("=")[0]
-        if not name.startswith("--"):
-            raise ValueError(f"unexpected argument {name!r}: options are --name value, see --help")
-        check_names([name.removeprefix("--").replace("-", "_")])
-        raise ValueError(f"option {name} is not written as it should be; see --help")
-    settings = vars(given)
+    settings = build_parser(command, every="--help-all" in argv).read(argv)
     path = settings.pop("config", None)
     return {**(read_yaml(path) if path else {}), **settings}
 
@@ -71,6 +79,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"--config {path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold lines like 'tp_size: 2', not {type(content).__name__}")
+    content = {str(name).replace("-", "_"): value for name, value in content.items()}
     try:
         check_names(content)
     except ValueError as error:
@@ -80,47 +89,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def command_line(settings: dict[str, Any]) -> str:
-    """The options that give these settings, e.g. `--tp-size 2 --no-compile`, quoted for a shell."""
-    switches = {field.name: allowed_types(field) == (bool,) for field in option_fields()}
-    words = []
-    for name, value in settings.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool) and switches[name]:
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words.append(f"--{flag} {shlex.quote(text_of(value))}")
-    return " ".join(words)
+def check_needs(config: TrainConfig, *, given: Collection[str]) -> None:
+    """Refuses an option that is given and would not be read, such as `messages_field` without `loss_on` assistant.
 
-
-def _add_option(parser: Parser, field: dataclasses.Field) -> None:
-    flags = [f"--{field.name.replace('_', '-')}"]
-    text = f"{field.metadata['help']}{_default_text(field)}".replace("%", "%%")
-    if allowed_types(field) == (bool,):
-        parser.add_argument(*flags, dest=field.name, action=argparse.BooleanOptionalAction, help=text)
-        return
-    if field.name == "batch_size_per_gpu":
-        flags.append("--batch-size")
-    kind = item_type(field) or next(kind for kind in allowed_types(field) if kind is not NoneType)
-    metavar = "|".join(choices_of(field)) or kind.__name__.upper()
-    parser.add_argument(*flags, dest=field.name, metavar=metavar, action=_Store, field=field, help=text)
-
-
-def _default_text(field: dataclasses.Field) -> str:
-    default, builtin = field.metadata["default"], field.metadata.get("builtin")
-    if builtin not in (None, default):
-        return f" (default: {default}; built-in models: {builtin})"
-    return "" if default is None or default is False else f" (default: {text_of(default)})"
-
-
-class _Store(argparse.Action):
-    """Stores the parsed value; argparse's own `type=` would swallow the message of the error."""
-
-    def __init__(self, *, field: dataclasses.Field, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.field = field
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        setattr(namespace, self.dest, parse_value(self.field, values))
+    Raises:
+        ValueError: with the option that is missing.
+    """
+    for field in option_fields():
+        if field.name in given and "needs" in field.metadata:
+            name, value = field.metadata["needs"]
+            if getattr(config, name) != value:
+                raise ValueError(
+                    f"{field.name} is read with {name} {value} only, and {name} is {getattr(config, name)}: "
+                    f"add --{name.replace('_', '-')} {value}"
+                )

@@ -4,24 +4,26 @@ A start that is refused leaves nothing behind.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import re
 import secrets
+import shlex
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tp2d_train.config import TrainConfig, option_fields
-from tp2d_train.fields import text_of
+from tp2d_train.config import TrainConfig
 from tp2d_train.folder import RunFolder, replace_file
-from tp2d_train.options import command_line, read_yaml
+from tp2d_train.hold import held
+from tp2d_train.stored import difference, overlaid, read_stored
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,13 +32,16 @@ class Run:
 
     Args:
         config: the configuration, with `name` set and `storage_path` absolute.
-        previous: the configuration of the last start under this name, None for a new run.
+        previous: the configuration of the last start of a run that has saved, None for a new run. A start that has
+            never saved counts for nothing: its name is free.
         finished: whether the run has already reached the length that `config` asks for.
+        warnings: what a user should know before it starts.
     """
 
     config: TrainConfig
     previous: TrainConfig | None = None
     finished: bool = False
+    warnings: tuple[str, ...] = ()
 
     @property
     def folder(self) -> RunFolder:
@@ -49,28 +54,49 @@ class Run:
         return self.folder.path
 
     def start(self) -> None:
-        """Writes the resolved configuration in place of an older one, and removes an old request to stop."""
+        """Writes the resolved configuration in place of an older one, and removes an old request to stop.
+
+        Of a start that never saved nothing is left. The caller holds the run.
+
+        Raises:
+            ValueError: somebody else has started the run since it was looked for.
+        """
+        if _previous(self.folder) != self.previous:
+            raise ValueError(f"run {self.config.name!r} was started by somebody else meanwhile: start again")
         self.path.mkdir(parents=True, exist_ok=True)
+        if self.previous is None:
+            self.folder.clear()
         self.folder.stop.unlink(missing_ok=True)
         text = yaml.safe_dump(self.config.as_dict(), sort_keys=False, allow_unicode=True)
         replace_file(self.folder.config, f"# resume: {self.resume_command()}\n{text}".encode())
 
     def resume_command(self) -> str:
-        """The command that starts this run again, from the folder it was started in."""
-        skipped = ("engine", "name", "num_workers", "global_batch_size", "resume", "storage_path")
-        usual = TrainConfig(model_name=self.config.model_name).as_dict() | {"model_name": TrainConfig().model_name}
-        settings = {n: v for n, v in self.config.as_dict().items() if n not in skipped and v != usual[n]}
+        """The command that resumes this run once it has saved, from the folder it was started in."""
         storage = os.path.relpath(self.config.storage_path)
-        named = {"name": self.config.name} | ({"storage_path": storage} if storage != usual["storage_path"] else {})
-        return f"{_entry_point(self.config.engine)} {command_line({**settings, **named})}"
+        place = "" if storage == TrainConfig.storage_path else f" --storage-path {shlex.quote(storage)}"
+        hatch = _hatch_command(self.config.engine)
+        return f"{f'{hatch} --name' if hatch else 'tp2d resume'} {self.config.name}{place}"
+
+    def next_command(self) -> str:
+        """What a run that has ended too early says: the command that goes on, or that starts again."""
+        if self.folder.has_checkpoint():
+            return f"resume with: {self.resume_command()}"
+        train = _hatch_command(self.config.engine) or "tp2d train"
+        file = shlex.quote(os.path.relpath(self.folder.config))
+        return f"nothing was saved, start again with: {train} --config {file}"
 
     def summary(self) -> dict[str, Any]:
         """The contents of `summary.json`, empty where there is none yet."""
         return _read_summary(self.folder)
 
     def start_message(self) -> str:
-        """What the driver says before the workers start: where the run is, and how it is resumed."""
-        return f"{'resuming' if self.previous else 'run'} {self.path}\nresume with: {self.resume_command()}"
+        """What the driver says before the workers start: where the run is, what is new, and how it is resumed."""
+        first = f"run {self.path}"
+        if self.previous is not None:
+            changes = difference(self.previous, self.config, fixed=False)
+            first = f"resuming {self.path}{f' with {changes}' if changes else ''}"
+        warnings = [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join([first, *warnings, f"resume with: {self.resume_command()}"])
 
     def finished_message(self) -> str:
         """What the driver says where there is nothing left to do."""
@@ -82,20 +108,30 @@ class Run:
             "follows the longer schedule), another --name starts anew"
         )
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the run for this process; the system lets go of it however the process ends.
+    def locked(self) -> AbstractContextManager[None]:
+        """Holds the run for this process within a `with` block; see `hold.held`.
 
         Raises:
             ValueError: another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.folder.lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"run {self.config.name!r} is being trained by another process now") from None
-            yield
+        return held(self.folder)
+
+
+def resumed_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a command line means: for a run that has saved, those it has stored, with `given` on top.
+
+    Args:
+        given: settings by name. Without a `name`, or where its run in `storage_path` has not saved, they are returned
+            as they are.
+
+    Raises:
+        ValueError: the stored configuration is damaged, or the sizes of the mesh or the batch cannot fit.
+    """
+    name, storage = given.get("name"), given.get("storage_path") or TrainConfig.storage_path
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return dict(given)
+    folder = RunFolder(Path(storage).expanduser() / name)
+    return overlaid(folder, given) if _has_saved(folder) else dict(given)
 
 
 def find_run(config: TrainConfig) -> Run:
@@ -110,17 +146,15 @@ def find_run(config: TrainConfig) -> Run:
         if config.resume == "must":
             raise ValueError("--resume must needs --name: a run without a name is a new one")
         return Run(config=dataclasses.replace(config, name=new_name(config), storage_path=str(storage)))
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+    if not _NAME.fullmatch(name):
         raise ValueError(f"name {name!r} must be letters, digits, '.', '_' and '-': it names a folder")
     config = dataclasses.replace(config, storage_path=str(storage))
     folder = RunFolder(storage / name)
     previous = _previous(folder)
+    if config.resume == "must" and not folder.has_checkpoint():
+        raise ValueError(_nothing_to_resume(folder))
     if previous is None:
-        if config.resume == "must":
-            raise ValueError(f"nothing to resume: {storage} has no run {name!r} (--resume must)")
         return Run(config=config)
-    if config.resume == "must" and not folder.checkpoints.is_dir():
-        raise ValueError(f"nothing to resume: run {name!r} in {storage} has not saved yet (--resume must)")
     if config.resume == "never":
         raise ValueError(f"run {name!r} exists in {storage} (--resume never): choose another --name")
     check_unchanged(previous, config)
@@ -152,12 +186,9 @@ def check_unchanged(old: TrainConfig, new: TrainConfig) -> None:
     Raises:
         ValueError: the names of the changed settings with both values.
     """
-    names = [field.name for field in option_fields() if field.metadata["fixed"]]
-    changed = [name for name in names if getattr(old, name) != getattr(new, name)]
-    if changed:
-        pairs = ", ".join(f"{name} {text_of(getattr(old, name))} -> {text_of(getattr(new, name))}" for name in changed)
+    if changes := difference(old, new, fixed=True):
         raise ValueError(
-            f"run {new.name!r} cannot be resumed with other settings ({pairs}): "
+            f"run {new.name!r} cannot be resumed with other settings ({changes}): "
             "set them back, or choose another --name for a new run"
         )
 
@@ -173,23 +204,30 @@ def _read_summary(folder: RunFolder) -> dict[str, Any]:
     return json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.exists() else {}
 
 
-def _entry_point(engine: str) -> str:
+def _hatch_command(engine: str) -> str | None:
     """How a user of this environment starts the program: hatch sets its variable in the environments it activates."""
-    hatch = os.environ.get("HATCH_ENV_ACTIVE") == "apps/train"
-    return f"hatch run apps/train:{engine}" if hatch else f"python -m tp2d_train --engine {engine}"
+    return f"hatch run apps/train:{engine}" if os.environ.get("HATCH_ENV_ACTIVE") == "apps/train" else None
 
 
 def _previous(folder: RunFolder) -> TrainConfig | None:
-    """The configuration of the last start of the run in `folder`, None where there is no run."""
-    path = folder.path
-    if folder.config.exists():
-        try:
-            return TrainConfig(**read_yaml(folder.config))
-        except ValueError as error:
-            raise ValueError(f"run {path.name!r} cannot be resumed, its configuration is damaged: {error}") from None
-    if path.is_dir() and any(child != folder.lock for child in path.iterdir()):
-        raise ValueError(f"{path} exists and is not a run of this program: choose another --name")
-    return None
+    """The configuration of the last start of the run in `folder`, None where there is none that has saved."""
+    stored = read_stored(folder)
+    if stored is None and folder.has_other_files():
+        raise ValueError(f"{folder.path} exists and is not a run of this program: choose another --name")
+    return stored if _has_saved(folder) else None
+
+
+def _has_saved(folder: RunFolder) -> bool:
+    """Whether there is something to protect; somebody may have removed the checkpoints of a run that has finished."""
+    return folder.has_checkpoint() or bool(_read_summary(folder).get("finished"))
+
+
+def _nothing_to_resume(folder: RunFolder) -> str:
+    name, storage = folder.path.name, folder.path.parent
+    if not folder.config.exists():
+        return f"nothing to resume: {storage} has no run {name!r} (--resume must)"
+    again = f"--config {shlex.quote(str(folder.config))} starts it again"
+    return f"nothing to resume: run {name!r} in {storage} has not saved yet (--resume must); {again}"
 
 
 def _finished(folder: RunFolder, config: TrainConfig) -> bool:

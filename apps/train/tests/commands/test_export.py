@@ -13,6 +13,7 @@ from tp2d_mesh.testing import run_on_mesh
 from tp2d_mesh.testing.parity import TINY, micro_batches, random_batches, tiny_model
 from tp2d_train.commands.export import main
 from tp2d_train.config import TrainConfig
+from tp2d_train.runs import find_run
 from tp2d_train.setup import engine as setup_engine
 from tp2d_train.setup import model as setup_model
 from transformers import AutoModelForCausalLM
@@ -22,7 +23,7 @@ BATCHES = random_batches(steps=2, rows=4, seq_length=12, vocab_size=TINY["vocab_
 
 def train_and_save(mesh: Mesh, settings: TrainConfig, root: Path) -> torch.Tensor:
     """Two steps, a checkpoint, and this rank's part of the trained model's logits."""
-    engine: Any = setup_engine.build(settings, setup_model.build(settings), mesh=mesh)
+    engine: Any = setup_engine.build(settings, setup_model.build(settings), mesh=mesh, progress=print)
     for batch in BATCHES:
         engine.train_step(micro_batches(batch, layout=mesh.layout, rank=mesh.rank, accumulation=1))
     Checkpointer(root, mesh=mesh).save(step=2, tensors=engine.state(), state={}, rank_state={})
@@ -49,7 +50,7 @@ def test_the_exported_folder_gives_the_training_models_logits(
     (run / "config.yaml").write_text(yaml.safe_dump(settings.as_dict()))
     parts = run_on_mesh(train_and_save, settings, run / "checkpoints", dp=2, tp=2)
 
-    assert main(["--name", "a", "--storage-path", str(tmp_path / "runs")]) == 0
+    assert main(["a", "--storage-path", str(tmp_path / "runs")]) == 0
     exported = AutoModelForCausalLM.from_pretrained(run / "export-00000002", dtype=torch.float32)
     with torch.no_grad():
         logits = exported(input_ids=BATCHES[0]["input_ids"]).logits
@@ -58,14 +59,17 @@ def test_the_exported_folder_gives_the_training_models_logits(
     assert json.loads((run / "export-00000002" / "tokenizer_config.json").read_text())
 
 
-def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--name", "none", "--storage-path", str(tmp_path)]) == 2
-    run = tmp_path / "a"
-    run.mkdir()
-    (run / "config.yaml").write_text(yaml.safe_dump(TrainConfig().as_dict()))
-    assert main(["--name", "a", "--storage-path", str(tmp_path)]) == 2
-    assert main(["--name", "a", "--storage-path", str(tmp_path), "--dtype", "int3"]) == 2
-    first, second, third = capsys.readouterr().err.splitlines()
-    assert first == f"error: {tmp_path / 'none'} is no run: it has no config.yaml"
-    assert second == f"error: run {run} has no checkpoint to export"
-    assert third == "error: unknown --dtype 'int3': choose fp64, fp32, bf16, bf16-pure, fp16"
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("frist", "there is no run 'frist' in {here}; did you mean first?"),
+        ("first", "run 'first' in {here} has no checkpoint: it has not saved yet"),
+        ("first --dtype int3", "unknown dtype 'int3': choose fp32, bf16, fp16"),
+        ("first --ouput x", "unknown option --ouput; did you mean --output?"),
+        ("--name first", "unknown option --name; tp2d export --help lists all"),
+    ],
+)
+def test_a_mistake_is_one_line(line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    find_run(TrainConfig(name="first", storage_path=str(tmp_path))).start()
+    assert main([*line.split(), "--storage-path", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {message.format(here=tmp_path)}\n"

@@ -1,13 +1,19 @@
-"""The command line's mistakes: one clear line, exit code 2, and no Ray."""
+"""`tp2d train` and `tp2d resume`: a mistake is one clear line, and a run's own settings are taken."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tp2d_train.commands.train import main
+from tp2d_ckpt.commit import Manifest, commit, create_directory
+from tp2d_train.commands.train import main, resume
+from tp2d_train.config import TrainConfig
+from tp2d_train.runs import find_run
 
+from apps.train.tests.command_line import SMALL, losses, write_text
 from apps.train.tests.folders import save_config
+
+CHECKING = "checking the model and the data\n"
 
 
 def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -20,6 +26,7 @@ def folder(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the command lines below name; a refused start leaves nothing behind in it."""
     folder = tmp_path_factory.mktemp("folder")
     (folder / "run.yaml").write_text("tp_sise: 2\n")
+    (folder / "chat.yaml").write_text("messages-field: messages\n")
     (folder / "empty.txt").touch()
     (folder / "text.txt").write_text("some words\n")
     (folder / "ds.json").write_text('{"train_batch_size": 7}')
@@ -34,7 +41,17 @@ def folder(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("--num-workers 3", "tp_size 2 x dp_size 1 = 2, but num_workers is 3"),
         ("--engine megatron", "unknown engine 'megatron'"),
-        ("--modle-name x", "unknown option modle_name; did you mean model_name?"),
+        ("--modle-name x", "unknown option --modle-name; did you mean --model-name?"),
+        ("--tpsize 2", "unknown option --tpsize; did you mean --tp-size?"),
+        ("--lr 1e-4", "unknown option --lr; did you mean --learning-rate?"),
+        ("--per_device_train_batch_size 4", "--per-device-train-batch-size; did you mean --batch-size-per-gpu?"),
+        ("--holdout 5", "unknown option --holdout; did you mean --holdout-percentage?"),
+        ("first", "unexpected argument 'first': options are --name value, see tp2d train --help-all"),
+        ("--compile maybe", "compile must be true or false, not 'maybe'"),
+        ("--messages-field turns", "messages_field is read with loss_on assistant only, and loss_on is all: add"),
+        ("--prompt-field prompt", "loss_on completion only, and loss_on is all: add --loss-on completion"),
+        ("--loss-on assistant --completion-field a", "is assistant: add --loss-on completion"),
+        ("--config chat.yaml", "messages_field is read with loss_on assistant only"),
         ("--config run.yaml", "run.yaml: unknown option tp_sise; did you mean tp_size?"),
         ("--dataset-percentage 0", "dataset_percentage must be above 0"),
         ("--dataset-percentage 101", "dataset_percentage must be above 0 and at most 100, not 101"),
@@ -57,7 +74,7 @@ def folder(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("--packing tight", "unknown packing 'tight': choose pad, concat, best_fit"),
         ("--loss-on answers", "unknown loss_on 'answers': choose all, completion, assistant"),
-        ("--loss-on assistant --messages-field text", "has no chat template, which loss_on 'assistant' needs"),
+        ("--loss-on assistant --messages-field text", "field 'text' holds a str, not a list of messages"),
         ("--loss-on completion", "no field 'prompt'"),
         ("--dataset-weights 1,x", "dataset_weights must be numbers such as 0.7,0.3, not '1,x'"),
         ("--dataset-weights 1,2", "dataset_weights has 2 numbers for 1 datasets"),
@@ -82,7 +99,7 @@ def test_a_mistake_is_one_line(
     capfd.readouterr()
     assert main(line.split()) == 2
     out, err = capfd.readouterr()
-    assert out == ""
+    assert out in ("", CHECKING)
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
     assert not Path("runs").exists() or not any(Path("runs").iterdir())
 
@@ -97,7 +114,7 @@ def test_a_hub_that_does_not_answer_is_one_line(
     capfd.readouterr()
     assert main(["--model-name", "org/model"]) == 2
     out, err = capfd.readouterr()
-    assert out == "" and err.count("\n") == 1
+    assert out == CHECKING and err.count("\n") == 1
     assert "model_name 'org/model' is neither a local folder nor whole in the hub's cache" in err
 
 
@@ -110,20 +127,79 @@ def test_a_wrong_option_is_answered_without_torch(tmp_path: Path) -> None:
 
 
 def test_a_mistake_by_the_real_command(folder: Path) -> None:
-    """`python -m tp2d_train`, as far as the driver's last check: one line without a traceback, and Ray not imported."""
+    """As far as the driver's last check: one line without a traceback, and Ray not imported."""
     line = "--model-name llama --seq-length 32 --tp-size 4"
     code = (
-        f"import runpy, sys\nsys.argv[1:] = {line.split()}\n"
+        f"import runpy, sys\nsys.argv[1:] = ['train', *{line.split()}]\n"
         "try: runpy.run_module('tp2d_train', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as end: print(end.code, 'ray' in sys.modules)"
     )
     done = python(code, folder)
-    assert done.stdout == "2 False\n"
+    assert done.stdout == f"{CHECKING}2 False\n"
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "num_key_value_heads=2 is not divisible by tp_size=4" in done.stderr
 
 
-def test_help_names_every_option(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "tp2d_train", "--help"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "--tp-size INT" in done.stdout
+def test_a_run_is_resumed_by_its_name_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Mesh, data and length are those of the run; an option that is given overrides, if it may."""
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path, lines=12)
+    assert main([*SMALL, "--name", "a", "--max-steps", "2", "--storage-path", "there"]) == 0
+    line = ["a", "--storage_path", "there"]
+    assert resume([*line, "--max-steps=3", "--save-each-epoch", "false"]) == 0
+    assert [line["step"] for line in losses(tmp_path / "there" / "a")] == [1, 2, 3]
+    assert main(["--name", "a", "--storage-path", "there"]) == 0
+    capfd.readouterr()
+    assert resume([*line, "--seed", "7"]) == 2
+    assert "cannot be resumed with other settings (seed 42 -> 7)" in capfd.readouterr().err
+
+
+def test_a_resumed_run_joins_the_ranks_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's launcher says that torchrun's ranks are joined; their number is torchrun's, and no multiple of 2."""
+    run = find_run(TrainConfig(name="a", storage_path=str(tmp_path), launcher="local", tp_size=2, num_workers=4))
+    run.start()
+    path = create_directory(run.folder.checkpoints, step=1)
+    commit(path, Manifest(step=1, dp=2, tp=2, engine=None, tensors={}, files={}, versions={}))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert resume(["a", "--storage-path", str(tmp_path)]) == 2
+    assert "tp_size 2 x dp_size 1 = 2, but num_workers is 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "the following arguments are required: NAME"),
+        ("frist", "there is no run 'frist' in {here}/runs; did you mean first?"),
+        ("zz --storage-path x", "there is no run 'zz' in {here}/x; tp2d runs --storage-path x lists all"),
+        ("first", "nothing to resume: run 'first' in {here}/runs has not saved yet"),
+        ("first --name second", "unknown option --name; "),
+        ("first --resume must", "unknown option --resume; "),
+        ("first second", "unexpected argument 'second'"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_line(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    find_run(TrainConfig(name="first")).start()
+    assert resume(line.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert message.format(here=tmp_path) in err
+
+
+@pytest.mark.parametrize(("flag", "most", "named"), [("--help", 60, False), ("--help-all", 300, True)])
+def test_the_short_help_has_the_common_options_and_the_long_one_all(
+    flag: str, most: int, named: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([flag])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and text.count("\n") < most
+    assert "--tp-size INT" in text and "--help-all" in text
+    assert ("--block-tokens" in text) is named

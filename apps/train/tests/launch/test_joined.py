@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from tp2d_train.commands.train import main
+from tp2d_train.folder import RunFolder
 from tp2d_train.launch.joined import find_world, first_node
 
 from apps.train.tests.command_line import SMALL, free_port, losses, start, write_text
+from apps.train.tests.holding import other_process
 
 SLURM = {
     "SLURM_PROCID": "3",
@@ -59,7 +61,7 @@ def test_under_torchrun_it_joins(tmp_path: Path) -> None:
     """The number of ranks follows from torchrun, all ranks take rank 0's new name, and it alone talks."""
     write_text(tmp_path, lines=8)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    line = [*command, "tp2d_train", *without_workers(SMALL)]
+    line = [*command, "tp2d_train", "train", *without_workers(SMALL)]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("resume with: ") == 1
@@ -93,3 +95,19 @@ def test_another_number_of_ranks_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(SMALL) == 2
     assert "2 ranks were started, and tp_size 1 x dp_size 1 = 1" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_trains_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the ranks that torchrun has started too: here the only one of a world."""
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path, lines=8)
+    world = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**world, "MASTER_PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    folder = RunFolder(tmp_path / "runs" / "a")
+    with other_process(folder) as other:
+        assert main([*SMALL, "--name", "a"]) == 2
+        message = f"error: run 'a' is being trained by process {other.pid} on "
+        assert capsys.readouterr().err.startswith(message) and not folder.config.exists()

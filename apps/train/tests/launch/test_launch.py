@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tp2d_train import TrainConfig, train
 from tp2d_train.commands.train import main
-from tp2d_train.options import read_options
+from tp2d_train.options import read_options, read_yaml
+from tp2d_train.runs import Run
 
 from apps.train.tests.command_line import (
     SMALL,
@@ -21,6 +22,7 @@ from apps.train.tests.command_line import (
     wait_for_step,
     write_text,
 )
+from apps.train.tests.holding import other_process
 
 
 def test_a_run_leaves_its_files_and_goes_on_when_it_is_prolonged(
@@ -36,7 +38,8 @@ def test_a_run_leaves_its_files_and_goes_on_when_it_is_prolonged(
     assert left <= {path.name for path in result.path.iterdir()}
     assert [line["step"] for line in losses(result.path)] == [1, 2, 3]
     out, err = capfd.readouterr()
-    assert "resume with: " in out and "--name a" in out and err == ""
+    assert "\nresume with: tp2d resume a\n" in out and err == ""
+    assert out.startswith("checking the model and the data\n") and f"\nrun {result.path}\n" in out
 
     assert main([*SMALL, "--name", "a"]) == 0
     out, _ = capfd.readouterr()
@@ -75,7 +78,7 @@ def test_a_killed_worker_is_started_again_and_a_signal_saves_and_leaves(tmp_path
     assert len(first) == len(second) == 2 and not set(first) & set(second)
     assert "rank 1 was ended by signal 9; starting again, 1 of 1 times" in out
     assert "resumed from step-" in out
-    assert out.splitlines()[-1].startswith("stopped; resume with: python -m tp2d_train")
+    assert out.splitlines()[-1].startswith("stopped; resume with: tp2d resume a")
     steps = [line["step"] for line in losses(folder)]
     assert steps == list(range(1, len(steps) + 1)) and 6 <= len(steps) < 500
     assert any(path.name.startswith(f"step-{steps[-1]:08d}") for path in (folder / "checkpoints").iterdir())
@@ -102,11 +105,31 @@ def test_a_killed_worker_that_may_not_be_started_again_is_named(
 def test_a_workers_error_is_one_line_with_rank_and_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Too few rows for a batch is known only when the text is tokenised, so a worker finds it."""
+    """A stream is read while it trains, so a worker finds a line that is none."""
     monkeypatch.chdir(tmp_path)
-    write_text(tmp_path, lines=1)
-    assert main([*SMALL, "--name", "a"]) == 1
+    (tmp_path / "text.jsonl").write_text('{"text": "a line"}\n{"text": \n')
+    assert main([*SMALL, "--name", "a", "--dataset-name", "text.jsonl", "--streaming", "--max-steps", "1"]) == 1
     out, err = capfd.readouterr()
-    assert err.startswith("error: rank 0 on ") and "text.txt" in err and err.count("\n") == 1
+    assert err.startswith("error: rank 0 on ") and "text.jsonl" in err and err.count("\n") == 1
     log = tmp_path / "runs" / "a" / "failure.log"
     assert str(log) in err and "Traceback" in log.read_text() and "Traceback" not in out
+    assert err.endswith("; nothing was saved, start again with: tp2d train --config runs/a/config.yaml)\n")
+
+    (tmp_path / "text.jsonl").write_text('{"text": "a line"}\n' * 4)
+    assert main([*SMALL, "--name", "a", "--dataset-name", "text.jsonl"]) == 0
+    assert not log.exists() and [line["step"] for line in losses(log.parent)] == [1, 2], "the name was free"
+
+
+def test_a_run_that_another_process_trains_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It has not saved yet, and its name is not free all the same."""
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path, lines=8)
+    run = Run(config=TrainConfig(name="a", storage_path="runs"))
+    run.start()
+    run.folder.metrics.touch()
+    with other_process(run.folder) as other:
+        assert main([*SMALL, "--name", "a"]) == 2
+        assert f"run 'a' is being trained by process {other.pid} on " in capfd.readouterr().err
+    assert run.folder.metrics.exists() and TrainConfig(**read_yaml(run.folder.config)) == run.config

@@ -48,7 +48,7 @@ def test_the_built_in_job_stops_when_it_is_asked(stopped: tuple[Path, int, str, 
     """2x2 out of the box; under Ray a request to stop reaches the workers through a file."""
     folder, code, out, err = stopped
     assert (code, err) == (128 + signal.SIGINT, "")
-    assert out.splitlines()[-1].startswith("stopped; resume with: python -m tp2d_train")
+    assert out.splitlines()[-1].startswith("stopped; resume with: tp2d resume a")
     summary = json.loads((folder / "runs" / "a" / "summary.json").read_text())
     assert summary["mesh"] == "2x2 (dp x tp)" and not summary["finished"]
     assert summary["step"] == losses(folder / "runs" / "a")[-1]["step"]
@@ -90,7 +90,8 @@ def test_a_killed_worker_is_one_line(
 
     assert run_while([*LINE, "--dp-size", "1"], kill_one) == 1
     out, err = capfd.readouterr()
-    assert re.match(r"error: rank [01] died without raising \(killed, out of memory, .* --name a\)\n$", err)
+    cause = r"rank [01] died without raising \(killed, out of memory, "
+    assert re.match(rf"error: {cause}.*; nothing was saved, start again with: tp2d train --config .*\)\n$", err)
     assert "raylet" not in out
     assert "raylet" in (folder / "ray.log").read_text()
 

@@ -19,18 +19,24 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def refused(message: str, **settings: Any) -> None:
     with pytest.raises(ValueError, match=message):
-        check(TrainConfig(**settings))
+        check(TrainConfig(**settings), progress=print)
     assert not any(Path("runs").iterdir()), "a refused start leaves nothing behind"
 
 
 def test_the_built_in_job_passes() -> None:
-    assert check(TrainConfig()).previous is None
+    said: list[str] = []
+    run = check(TrainConfig(), progress=said.append)
+    assert run.previous is None and run.warnings == ()
+    assert said[0] == "checking the model and the data"
 
 
 def test_a_saved_model_and_a_text_file_pass(llama: Path) -> None:
     Path("text.txt").write_text("one line\nand another\n")
-    run = check(TrainConfig(model_name=str(llama), dataset_name="text.txt", seq_length=32))
-    assert run.config.dataset_name == (str(Path("text.txt").absolute()),), "workers run in another folder"
+    Path("held.txt").write_text("a third line\n")
+    settings = {"dataset_name": "text.txt", "eval_dataset": "held.txt", "packing": "pad", "last_batch": "pad"}
+    run = check(TrainConfig(model_name=str(llama), seq_length=32, **settings), progress=print)
+    found = run.config.dataset_name, run.config.eval_dataset
+    assert found == tuple((str(Path(name).absolute()),) for name in ("text.txt", "held.txt")), "workers run elsewhere"
 
 
 def test_rows_longer_than_the_models_positions(llama: Path) -> None:
@@ -57,6 +63,28 @@ def test_a_model_that_is_no_causal_language_model(tmp_path: Path) -> None:
 
 def test_an_attention_that_is_not_there() -> None:
     refused(r"cannot be built .*attn_implementation=\"nope\"", attn_implementation="nope")
+
+
+def test_too_few_rows_for_a_step() -> None:
+    """The text is small and here, so the driver counts its rows before anything is started."""
+    Path("text.txt").write_text("a line\n" * 7)
+    settings = {"dataset_name": "text.txt", "dataset_percentage": 100, "holdout_percentage": 0, "packing": "pad"}
+    refused(r"text.txt: 7 rows to train on, .* fewer than one global batch of 16 = batch_size_per_gpu 8", **settings)
+    message = r"text.txt gives 7 rows .* global_batch_size 8 = dp_size 2 x .* 2 x gradient_accumulation_steps 2: lower"
+    refused(message, **settings, batch_size=2, gradient_accumulation_steps=2)
+    run = check(TrainConfig(**settings, batch_size=3, warmup_steps=0), progress=print)
+    assert run.warnings == (), "one step"
+
+
+def test_a_warm_up_longer_than_the_run() -> None:
+    Path("text.txt").write_text("a line\n" * 7)
+    settings = {"dataset_name": "text.txt", "dataset_percentage": 100, "holdout_percentage": 0, "packing": "pad"}
+    run = check(TrainConfig(**settings, batch_size=1, num_epochs=2, warmup_steps=6), progress=print)
+    assert run.warnings == (
+        "warmup_steps 6 leaves none of the run's 6 steps the full learning_rate 0.003: "
+        "lower warmup_steps, or train longer",
+    )
+    assert f"\nwarning: {run.warnings[0]}\n" in run.start_message()
 
 
 def test_an_unknown_dataset() -> None:

@@ -1,38 +1,38 @@
-"""`python -m tp2d_train.commands.export --name RUN`: a run's newest checkpoint as a Hugging Face folder.
+"""`tp2d export NAME`: a run's newest checkpoint as a Hugging Face folder.
 
 Either engine's checkpoint will do. It needs the run's folder only: no GPU, no process group, no Ray. The new folder
 appears whole or not at all.
 """
 
-import argparse
 import dataclasses
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tp2d_train.cli import exit_code
+from tp2d_train.cli import exit_code, parse
+from tp2d_train.commands.named import RunOptions, find_folder
 from tp2d_train.config import TrainConfig
+from tp2d_train.fields import option
 from tp2d_train.folder import RunFolder
-from tp2d_train.options import read_yaml
+from tp2d_train.stored import read_stored
 
 if TYPE_CHECKING:
     import torch
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exports, and returns the exit code; a user's mistake is one line on stderr."""
-    parser = argparse.ArgumentParser(prog="tp2d_train.commands.export", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--name", required=True, help="name of the run")
-    parser.add_argument("--storage-path", default=TrainConfig.storage_path, help="folder that holds the runs")
-    parser.add_argument("--output", help="the new folder; default: export-<step> in the run's folder")
-    parser.add_argument("--dtype", help="of the weights: fp32, bf16, fp16; default: as trained")
-    options = parser.parse_args(argv)
-    output = None if options.output is None else Path(options.output)
-    run = RunFolder(Path(options.storage_path) / options.name)
-    return exit_code(lambda: print(export(run, output, dtype=options.dtype)))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions(RunOptions):
+    """The options of `tp2d export`."""
+
+    output: str | None = option(None, "the new folder; default: export-<step> in the run's folder")
+    dtype: str | None = option(None, "of the weights; default: as trained", choices=("fp32", "bf16", "fp16"))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line of `tp2d export` and returns the exit code; see `tp2d_train.cli`."""
+    return exit_code(lambda: _export(argv))
 
 
 def export(run: RunFolder, output: Path | None = None, *, dtype: str | None = None) -> Path:
@@ -49,21 +49,23 @@ def export(run: RunFolder, output: Path | None = None, *, dtype: str | None = No
     Raises:
         ValueError: no run, no checkpoint, a damaged one, or a folder that exists.
     """
-    if not run.config.exists():
-        raise ValueError(f"{run.path} is no run: it has no {run.config.name}")
+    config = read_stored(run)
+    if config is None or not run.has_checkpoint():
+        raise ValueError(f"run {run.path.name!r} in {run.path.parent} has no checkpoint: it has not saved yet")
     from tp2d_ckpt import export_weights, find_latest  # late: a wrong name is answered at once
+    from tp2d_mesh import PRECISIONS
 
-    wanted = None if dtype is None else _dtype(dtype)
+    wanted = None if dtype is None else PRECISIONS[dtype].compute
     info = find_latest(run.checkpoints)
     if info is None:
-        raise ValueError(f"run {run.path} has no checkpoint to export")
+        raise ValueError(f"run {run.path} has no checkpoint that is whole")
     target = output or run.path / f"export-{info.step:08d}"
     if target.exists():
         raise ValueError(f"{target} exists: choose another --output")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".export-"))
     try:
-        _write_model(TrainConfig(**read_yaml(run.config)), folder, dtype=wanted)
+        _write_model(config, folder, dtype=wanted)
         export_weights(info, folder, dtype=wanted)
         folder.chmod(0o755)  # a temporary folder is for its owner only
         folder.rename(target)
@@ -72,12 +74,11 @@ def export(run: RunFolder, output: Path | None = None, *, dtype: str | None = No
     return target
 
 
-def _dtype(name: str) -> "torch.dtype":
-    from tp2d_mesh import PRECISIONS
-
-    if name not in PRECISIONS:
-        raise ValueError(f"unknown --dtype {name!r}: choose {', '.join(PRECISIONS)}")
-    return PRECISIONS[name].compute
+def _export(argv: Sequence[str]) -> None:
+    description = "Make a Hugging Face folder of a run's newest checkpoint."
+    options = parse(ExportOptions, argv, command="export", description=description)
+    run = find_folder(options.name, options.storage_path)
+    print(export(run, None if options.output is None else Path(options.output), dtype=options.dtype))
 
 
 def _write_model(config: TrainConfig, folder: Path, *, dtype: "torch.dtype | None") -> None:
@@ -91,7 +92,3 @@ def _write_model(config: TrainConfig, folder: Path, *, dtype: "torch.dtype | Non
         model.config.dtype = dtype
     model.config.save_pretrained(folder)
     load_tokenizer(model.tokenizer_name, trust_remote_code=config.trust_remote_code).save_pretrained(folder)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from tp2d_train.config import TrainConfig
-from tp2d_train.outcome import Result, RunFailed, RunStopped
-from tp2d_train.report.progress import LiveView
+from tp2d_train.launch.view import live_view, say
+from tp2d_train.outcome import Diverged, Result, RunFailed, RunStopped
 from tp2d_train.runs import Run
 
 
@@ -82,7 +82,7 @@ def _agree(config: TrainConfig, stack: contextlib.ExitStack) -> Run:
     found: list[Run | ValueError | None] = [None]
     if dist.get_rank() == 0:
         try:
-            found = [_open(check(config), stack)]
+            found = [_open(check(config, progress=say(config)), stack)]
         except ValueError as error:
             found = [error]
     dist.broadcast_object_list(found, src=0)
@@ -100,7 +100,7 @@ def _open(run: Run, stack: contextlib.ExitStack) -> Run:
         return run
     stack.enter_context(run.locked())
     run.start()
-    stack.enter_context(LiveView(run.folder))
+    stack.enter_context(live_view(run))
     print(run.start_message(), flush=True)
     return run
 
@@ -112,9 +112,11 @@ def _train(run: Run) -> Result:
         return Result(path=run.path, summary=run.summary())
     try:
         summary = train_func(run.config.as_dict())
+    except Diverged as error:
+        raise RunFailed(f"training diverged: {error}") from error
     except Exception as error:
         cause = " ".join(str(error).split())
         raise RunFailed(f"rank {os.environ['RANK']} failed: {type(error).__name__}: {cause}") from error
     if not summary["finished"]:
-        raise RunStopped(f"stopped; resume with: {run.resume_command()}", signal=signal.SIGTERM)
+        raise RunStopped(f"stopped; {run.next_command()}", signal=signal.SIGTERM)
     return Result(path=run.path, summary=summary)

@@ -13,8 +13,10 @@ from typing import Any
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.launch.joined import find_world, join
-from tp2d_train.outcome import Result, RunFailed, RunStopped, WorkerDied
-from tp2d_train.report.progress import LiveView
+from tp2d_train.launch.view import live_view, say
+from tp2d_train.outcome import Diverged, Result, RunFailed, RunStopped, WorkerDied
+from tp2d_train.report.logs import set_log_level
+from tp2d_train.report.progress import EventLog
 from tp2d_train.runs import Run
 from tp2d_train.setup.check import check
 
@@ -34,28 +36,32 @@ def train(config: TrainConfig) -> Result:
         RunFailed: a worker failed, or died without raising.
         RunStopped: SIGINT or SIGTERM asked to stop, and the run saved first.
     """
+    set_log_level(config.log_level)
     world = find_world(os.environ)
     if config.launcher == "local" and world is not None:
         return join(config, world)
-    run = check(config)
+    run = check(config, progress=say(config))
     if run.finished:
         print(run.finished_message())
         return Result(path=run.path, summary=run.summary())
     with run.locked():
         run.start()
         print(run.start_message(), flush=True)
-        return _watch(run, _launcher(config.launcher))
+        return _watch(run, _spawn if config.launcher == "local" else _fit)
 
 
-def _launcher(name: str) -> Callable[[Run], None]:
-    if name == "local":
-        from tp2d_train.launch.local import spawn
+def _spawn(run: Run) -> None:
+    from tp2d_train.launch.local import spawn
 
-        return spawn
+    spawn(run)
+
+
+def _fit(run: Run) -> None:
+    EventLog(run.folder).write("phase", message="starting Ray")
     _quiet_ray()
-    from tp2d_train.launch.ray import fit  # late: a local run needs no Ray
+    from tp2d_train.launch.ray import fit  # late: it takes seconds, and a local run needs no Ray
 
-    return fit
+    fit(run)
 
 
 def _quiet_ray() -> None:
@@ -69,14 +75,14 @@ def _watch(run: Run, launch: Callable[[Run], None]) -> Result:
     """Runs the launcher in a thread, so that signals reach this one, and turns the run's last event into an ending."""
     errors: list[BaseException] = []
     thread = threading.Thread(target=_collect, args=(launch, run, errors), daemon=True)
-    with LiveView(run.folder) as view, stop_on_signals(run.folder.stop) as signals:
+    with live_view(run) as view, stop_on_signals(run.folder.stop) as signals:
         thread.start()
         while thread.is_alive():
             thread.join(0.2)  # a join without an end would keep signals waiting
     outcome = view.outcome or {"event": "nothing"}
     if outcome["event"] == "stopped" and not errors:
         number = signals[0] if signals else signal.SIGTERM  # somebody else may have made the file
-        raise RunStopped(f"stopped; resume with: {run.resume_command()}", signal=number)
+        raise RunStopped(f"stopped; {run.next_command()}", signal=number)
     if errors or outcome["event"] != "finished":
         raise _failure(run, outcome, errors[0] if errors else None)
     return Result(path=run.path, summary=run.summary())
@@ -93,6 +99,8 @@ def _failure(run: Run, outcome: Mapping[str, Any], error: BaseException | None) 
     """The error of a run that did not finish: a lost worker, else a worker's own account, else the launcher's."""
     if isinstance(error, ValueError):
         return error  # the cluster cannot hold the run; nothing has started
+    if outcome["event"] == "failed" and outcome["error"] == Diverged.__name__:
+        return RunFailed(f"training diverged: {outcome['message']}")  # it says itself where to go on
     if outcome["event"] == "failed" and not isinstance(error, WorkerDied):
         cause = f"rank {outcome['rank']} on {outcome['host']} failed: {outcome['error']}: {outcome['message']}"
         details = outcome["traceback"]
@@ -101,7 +109,7 @@ def _failure(run: Run, outcome: Mapping[str, Any], error: BaseException | None) 
         details = "".join(traceback.format_exception(error)) if error else ""
     log = run.folder.failure
     log.write_text(f"{cause}\n\n{details}\n", encoding="utf-8")
-    return RunFailed(f"{cause.splitlines()[-1]} (details: {log}; resume with: {run.resume_command()})")
+    return RunFailed(f"{cause.splitlines()[-1]} (details: {log}; {run.next_command()})")
 
 
 @contextlib.contextmanager

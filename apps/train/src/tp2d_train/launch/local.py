@@ -1,11 +1,14 @@
 """The same run without Ray: as processes of this machine."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
+from types import ModuleType
 from typing import Any
 
 import torch.distributed as dist
@@ -14,6 +17,7 @@ from tp2d_mesh.devices import backend_for
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.outcome import WorkerDied
+from tp2d_train.report.progress import EventLog
 from tp2d_train.runs import Run
 from tp2d_train.setup.devices import choose_device, count_gpus
 
@@ -31,7 +35,8 @@ def spawn(run: Run) -> None:
     gpus = count_gpus()
     device = choose_device(run.config, gpus=gpus)
     backend = backend_for(device)
-    print(f"{run.config.num_workers} local processes on {device} ({backend}); there are {gpus} GPUs", flush=True)
+    what = f"starting {run.config.num_workers} local processes on {device} ({backend}); there are {gpus} GPUs"
+    EventLog(run.folder).write("phase", message=what)
     config = dataclasses.replace(run.config, device=device.type)
     for failures in range(config.max_failures + 1):
         try:
@@ -40,7 +45,8 @@ def spawn(run: Run) -> None:
             if failures == config.max_failures:
                 raise
             cause = str(error).strip().splitlines()[-1]
-            print(f"{cause}; starting again, {failures + 1} of {config.max_failures} times", flush=True)
+            again = f"{cause}; starting again, {failures + 1} of {config.max_failures} times"
+            EventLog(run.folder).write("warning", message=again)
 
 
 def _attempt(config: TrainConfig) -> None:
@@ -56,9 +62,10 @@ def _attempt(config: TrainConfig) -> None:
     }
     # Of a lost rank's peers torch writes lines of its own; the driver says in one line what happened.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-    context = start_processes(
-        _work, (shared, config.as_dict()), nprocs=config.num_workers, join=False, daemon=True, start_method="spawn"
-    )
+    with _no_main_module():
+        context = start_processes(
+            _work, (shared, config.as_dict()), nprocs=config.num_workers, join=False, daemon=True, start_method="spawn"
+        )
     while context.sentinels:
         ended = [context.sentinels[sentinel] for sentinel in wait(list(context.sentinels))]
         killed = _killed(context, ended)  # looked at now: the peers of a lost rank fail in their turn
@@ -66,6 +73,21 @@ def _attempt(config: TrainConfig) -> None:
             context.join(timeout=0, grace_period=GRACE_SECONDS)
         except (ProcessExitedException, ProcessRaisedException) as error:
             raise WorkerDied(killed) if killed else error from None
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Within the block `multiprocessing` finds no main module that its processes would have to import.
+
+    Ours need nothing of it. A script that calls `train` without asking whether `__name__` is `__main__` would start
+    the run again in every one of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _work(rank: int, shared: Mapping[str, str], settings: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from tp2d_mesh.devices import backend_for
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.outcome import WorkerDied
+from tp2d_train.report.progress import EventLog
 from tp2d_train.runs import Run
 from tp2d_train.setup.devices import choose_device
 from tp2d_train.setup.mesh import check as check_mesh
@@ -35,11 +36,12 @@ def fit(run: Run) -> None:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         device = choose_device(run.config, gpus=gpus)
         backend = backend_for(device)
-        print(f"{run.config.num_workers} Ray workers on {device} ({backend}); there are {gpus} GPUs", flush=True)
+        what = f"starting {run.config.num_workers} Ray workers on {device} ({backend}); there are {gpus} GPUs"
+        EventLog(run.folder).write("phase", message=what)
         if not local:
             check_mesh(run.config, slots=worker_slots("CPU" if device.type == "cpu" else "GPU"))
         if mended := mend_snapshot(run.path):
-            print(mended, flush=True)
+            EventLog(run.folder).write("warning", message=mended)
         trainer = build_trainer(run.config, device=device)
         try:
             with _prints_to(run.folder.ray_log):

@@ -1,6 +1,7 @@
 """The engine of a run: whether it can train the model exactly, and the engine itself."""
 
 import pkgutil
+from collections.abc import Callable
 
 import torch
 from tp2d_mesh import Mesh, build_skeleton, check_packed
@@ -39,11 +40,17 @@ def check(config: TrainConfig, model: ResolvedModel, *, device: torch.device) ->
         check_packed(model.config, attention=attention, seq_length=config.seq_length)
 
 
-def build(config: TrainConfig, model: ResolvedModel, *, mesh: Mesh) -> Engine:
+def build(config: TrainConfig, model: ResolvedModel, *, mesh: Mesh, progress: Callable[[str], None]) -> Engine:
     """The model, sharded over the mesh, with its optimizer; a collective.
+
+    Args:
+        config: the settings.
+        model: its configuration and weights.
+        mesh: this rank's mesh.
+        progress: is told how far the weights are read.
 
     Raises:
         ValueError: as `check`.
     """
     engine = pkgutil.resolve_name(ENGINES[config.engine].engine)
-    return engine(config.engine_spec, config=model.config, weights=model.weights, mesh=mesh)
+    return engine(config.engine_spec, config=model.config, weights=model.weights, mesh=mesh, progress=progress)

@@ -81,7 +81,7 @@ def test_a_tied_parameter_has_one_place() -> None:
 
 def test_without_tensor_parallelism_no_plan_is_needed() -> None:
     """Shows a family without a plan refused on a pure dp mesh, where nothing is split."""
-    model = Model(model_type="unheard_of")
+    model = Model(model_type="mamba")
     model.tp_plan = {}
     plan = plan_model(model, tp=1)
     assert plan.modules == {}
@@ -94,7 +94,7 @@ def test_without_tensor_parallelism_no_plan_is_needed() -> None:
         ({"num_attention_heads": 6}, 4, r"num_attention_heads=6 is not divisible by tp_size=4 \(6 % 4 = 2\)"),
         ({"num_key_value_heads": 2}, 4, r"num_key_value_heads=2 .* choose tp_size from \[1, 2\]"),
         ({"num_attention_heads": None}, 2, "model type 'qwen3' has no num_attention_heads"),
-        ({"model_type": "unheard_of"}, 2, "model type 'unheard_of' has not been checked for exact gradients"),
+        ({"model_type": "mamba"}, 2, "model type 'mamba' has not been checked for exact gradients"),
     ],
 )
 def test_refused_configurations(config: dict, tp: int, message: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from tp2d_mesh.model.causality import check_causal
 from tp2d_mesh.model.families import VERIFIED_FAMILIES
 
 
@@ -80,11 +81,15 @@ def plan_model(model: Any, *, tp: int, verified_only: bool = True) -> Plan:
     Args:
         model: the unsharded model, on any device (meta is enough).
         tp: tensor parallel size.
-        verified_only: refuse families that are not in `VERIFIED_FAMILIES`. Only the parity sweep turns it off.
+        verified_only: refuse families that are not in `VERIFIED_FAMILIES`, and models that look ahead. Only the parity
+            sweep turns it off.
 
     Raises:
-        ValueError: what cannot be split exactly, by the name of the option, module or parameter.
+        ValueError: what cannot be split exactly, by the name of the option, module or parameter; or see
+            `check_causal`.
     """
+    if verified_only:
+        check_causal(model)
     layers = tuple(_decoder_layers(model))
     if tp == 1:
         everything = {name: ParameterPlan() for name, _ in model.named_parameters()}

@@ -1,7 +1,8 @@
 """The files in `examples/` run as they stand, at a small size."""
 
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tp2d_train.training.worker import train_func
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
+Script = Callable[..., str]
 
 
 def train(mesh: Mesh, settings: dict[str, Any]) -> dict[str, Any]:
@@ -37,22 +39,28 @@ def test_a_configuration_trains_on_its_own_mesh(name: str, tmp_path: Path, monke
     assert summaries[0]["finished"] and summaries[0]["step"] == 2 and summaries[0]["eval_loss"] > 0
 
 
-def run_script(name: str, folder: Path, *, steps: int) -> str:
-    """What a script prints; it runs in an empty folder."""
-    command = [sys.executable, str(EXAMPLES / name), "--folder", str(folder / "run"), "--steps", str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return done.stdout
+@pytest.fixture
+def run_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
+    """Runs a script of the examples in this process, as one rank, and returns what it prints."""
+
+    def run(name: str, *, steps: int) -> str:
+        monkeypatch.setattr(sys, "argv", [name, "--folder", str(tmp_path / "run"), "--steps", str(steps)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        said = capsys.readouterr()
+        assert said.err == ""
+        return said.out
+
+    return run
 
 
-def test_a_loop_of_ones_own_goes_on_where_it_was(tmp_path: Path) -> None:
-    assert "step 10  loss " in run_script("own_loop.py", tmp_path, steps=10)
-    second = run_script("own_loop.py", tmp_path, steps=20)
+def test_a_loop_of_ones_own_goes_on_where_it_was(run_script: Script) -> None:
+    assert "step 10  loss " in run_script("own_loop.py", steps=10)
+    second = run_script("own_loop.py", steps=20)
     assert "step 10  " not in second and "step 20  loss " in second
 
 
-def test_records_of_ones_own_are_trained_on(tmp_path: Path) -> None:
-    assert "step 10  loss " in run_script("own_source.py", tmp_path, steps=10)
+def test_records_of_ones_own_are_trained_on(run_script: Script) -> None:
+    assert "step 10  loss " in run_script("own_source.py", steps=10)
 
 
 def test_every_script_is_run_here() -> None:

@@ -104,7 +104,7 @@ def test_rounding_is_no_look_ahead() -> None:
 
 @needs_transformers
 def test_a_family_that_looks_ahead_is_refused_at_tp_1() -> None:
-    way_out = r"'bert' is not causal: a logit depends on later tokens.* set is_decoder=True in its configuration"
+    way_out = r"'bert' is not causal: a logit depends on later tokens.* Set is_decoder=True in its configuration"
     with pytest.raises(ValueError, match=way_out):
         plan_model(tiny_model("bert", dtype=torch.float32), tp=1)
     check_causal(tiny_model("bert", dtype=torch.float32, is_decoder=True))

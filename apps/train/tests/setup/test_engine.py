@@ -27,7 +27,7 @@ def start(folder: Path, *, packing: str = "pad", **model: Any) -> None:
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
 def test_a_model_that_looks_ahead(tmp_path: Path, family: str) -> None:
     """Shows a model that sees the token it is to predict: its loss is fine and it is useless."""
-    message = f"'{family}' is not causal: a logit depends on later tokens.* set is_decoder=True in its configuration"
+    message = f"'{family}' is not causal: a logit depends on later tokens.* Set is_decoder=True in its configuration"
     with pytest.raises(ValueError, match=message):
         start(tmp_path / "model", model_type=family)
 

@@ -139,14 +139,12 @@ def test_one_bad_batch_is_skipped_and_the_run_goes_on_as_one_process_does(
 def test_the_command_line_says_it_in_one_line_and_ends_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same name with another rate is the same run; what failed is training, and no rank."""
+    """What failed is training, and no rank."""
     monkeypatch.chdir(tmp_path)
-    write_text(tmp_path, lines=60)
-    assert main([*SMALL, "--name", "run", "--max-steps", "4", "--lr-scheduler", "constant"]) == 0
-    capsys.readouterr()
-    assert main(["--name", "run", "--learning-rate", "1e12", "--max-steps", "30"]) == 1
+    write_text(tmp_path, lines=30)
+    assert main([*SMALL, "--name", "run", "--learning-rate", "1e12", "--lr-scheduler", "constant"]) == 1
     said = capsys.readouterr()
-    assert said.err.startswith("error: training diverged: 4 steps in a row were skipped, from step 6 on, because the ")
+    assert said.err.startswith("error: training diverged: 4 steps in a row were skipped, from step ")
+    assert said.err.endswith("There is no checkpoint from before: start anew under another name.\n")
     assert said.err.count("\n") == 1 and "Traceback" not in said.out + said.err
-    assert "warning: step 6 was skipped: its gradient is not finite" in said.out
-    assert re.search(r"The newest checkpoint from before is \S+step-00000004-\w{8}-kept, of step 4", said.err)
+    assert re.search(r"warning: step \d was skipped: its gradient is not finite", said.out)

@@ -35,7 +35,8 @@ def spawn(run: Run) -> None:
     gpus = count_gpus()
     device = choose_device(run.config, gpus=gpus)
     backend = backend_for(device)
-    what = f"starting {run.config.num_workers} local processes on {device} ({backend}); there are {gpus} GPUs"
+    processes = "1 local process" if run.config.num_workers == 1 else f"{run.config.num_workers} local processes"
+    what = f"starting {processes} on {device} ({backend}); there are {gpus} GPUs"
     EventLog(run.folder).write("phase", message=what)
     config = dataclasses.replace(run.config, device=device.type)
     for failures in range(config.max_failures + 1):

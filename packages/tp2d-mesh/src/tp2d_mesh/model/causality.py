@@ -153,7 +153,7 @@ def _check_settings(config: Any) -> None:
     if needed and all(getattr(config, name, None) == value for name, value in needed.items()):
         return
     settings = ", ".join(f"{name}={value!r}" for name, value in needed.items())
-    first = f"set {settings} in its configuration (config.json), or " if needed else ""
+    first = f"Set {settings} in its configuration (config.json), or " if needed else ""
     raise ValueError(
         f"model type {config.model_type!r} is not causal: a logit depends on later tokens, so the model would see what "
         f"it is to predict. {first or 'No setting is known that makes it so: '}take a causal model, llama or qwen2 for "

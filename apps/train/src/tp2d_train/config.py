@@ -157,7 +157,7 @@ class TrainConfig:
         None, "name of the run; default: a new one. The same name resumes", starts="The run", common=True
     )
     storage_path: str = option("runs", "folder that holds the runs", common=True)
-    resume: str = option("auto", "what an existing name means", choices=("auto", "must", "never"))
+    resume: str = option("auto", "what the name of a run that has saved means", choices=("auto", "must", "never"))
     launcher: str = option("ray", "what starts the workers", choices=("ray", "local"))
     save_interval_steps: int | None = option(
         None, "save every so many steps, besides each epoch's end", least=1, common=True

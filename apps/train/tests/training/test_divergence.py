@@ -147,4 +147,5 @@ def test_the_command_line_says_it_in_one_line_and_ends_with_1(
     assert said.err.startswith("error: training diverged: 4 steps in a row were skipped, from step ")
     assert said.err.endswith("There is no checkpoint from before: start anew under another name.\n")
     assert said.err.count("\n") == 1 and "Traceback" not in said.out + said.err
+    assert (tmp_path / "runs" / "run" / "failure.log").exists()  # by which `tp2d runs` knows that it failed
     assert re.search(r"warning: step \d was skipped: its gradient is not finite", said.out)

@@ -107,7 +107,7 @@ def _state(folder: RunFolder, summary: dict[str, Any]) -> str:
 def _is_running(folder: RunFolder) -> bool:
     """Whether a process of this machine holds the run, or the file of one of another machine is fresh."""
     holder = Holder.read(folder.holder)
-    if holder is None:
+    if holder is None or not folder.lock.exists():
         return False
     if holder.machine != this_machine():
         return time.time() - folder.holder.stat().st_mtime < 10 * WATCHED_BEATS * holder.every

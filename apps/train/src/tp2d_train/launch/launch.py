@@ -99,9 +99,10 @@ def _failure(run: Run, outcome: Mapping[str, Any], error: BaseException | None) 
     """The error of a run that did not finish: a lost worker, else a worker's own account, else the launcher's."""
     if isinstance(error, ValueError):
         return error  # the cluster cannot hold the run; nothing has started
-    if outcome["event"] == "failed" and outcome["error"] == Diverged.__name__:
-        return RunFailed(f"training diverged: {outcome['message']}")  # it says itself where to go on
-    if outcome["event"] == "failed" and not isinstance(error, WorkerDied):
+    diverged = outcome["event"] == "failed" and outcome["error"] == Diverged.__name__
+    if diverged:
+        cause, details = f"training diverged: {outcome['message']}", outcome["traceback"]
+    elif outcome["event"] == "failed" and not isinstance(error, WorkerDied):
         cause = f"rank {outcome['rank']} on {outcome['host']} failed: {outcome['error']}: {outcome['message']}"
         details = outcome["traceback"]
     else:
@@ -109,6 +110,8 @@ def _failure(run: Run, outcome: Mapping[str, Any], error: BaseException | None) 
         details = "".join(traceback.format_exception(error)) if error else ""
     log = run.folder.failure
     log.write_text(f"{cause}\n\n{details}\n", encoding="utf-8")
+    if diverged:
+        return RunFailed(cause)  # it says itself where to go on
     return RunFailed(f"{cause.splitlines()[-1]} (details: {log}; {run.next_command()})")
 
 

@@ -5,6 +5,8 @@ import io
 import pytest
 from tp2d_train.report.display import Bar, Lines, open_display
 
+from apps.train.tests.report.watch import Watch
+
 AT = {"step": 40, "epoch": 0, "total_steps": 400}
 STEP = {"event": "step", **AT, "loss": 5.1234, "grad_norm": 1.0234, "lr": 3e-3, "eta_seconds": 35.2}
 SAVED = {"event": "saved", **AT, "checkpoint": "[a]", "seconds": 1.0}
@@ -14,19 +16,6 @@ WARNING = {"event": "warning", **AT, "message": "look"}
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-class Watch:
-    """Stands in for the `time` module."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

@@ -4,20 +4,9 @@ import pytest
 import torch
 from tp2d_train.report.meter import Clock, Hardware, Meter
 
+from apps.train.tests.report.watch import Watch
+
 CPU = torch.device("cpu")
-
-
-class Watch:
-    """Stands in for the `time` module."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

@@ -107,10 +107,12 @@ def _state(folder: RunFolder, summary: dict[str, Any]) -> str:
 def _is_running(folder: RunFolder) -> bool:
     """Whether a process of this machine holds the run, or the file of one of another machine is fresh."""
     holder = Holder.read(folder.holder)
-    if holder is None or not folder.lock.exists():
+    if holder is None:
         return False
     if holder.machine != this_machine():
         return time.time() - folder.holder.stat().st_mtime < 10 * WATCHED_BEATS * holder.every
+    if not folder.lock.exists():
+        return False
     with folder.lock.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

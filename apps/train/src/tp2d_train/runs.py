@@ -87,7 +87,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """The contents of `summary.json`, empty where there is none yet."""
-        return _read_summary(self.folder)
+        return read_summary(self.folder)
 
     def start_message(self) -> str:
         """What the driver says before the workers start: where the run is, what is new, and how it is resumed."""
@@ -200,7 +200,8 @@ def new_name(config: TrainConfig) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-{mesh}-{secrets.token_hex(2)}"
 
 
-def _read_summary(folder: RunFolder) -> dict[str, Any]:
+def read_summary(folder: RunFolder) -> dict[str, Any]:
+    """The contents of `summary.json`, empty where there is none yet."""
     return json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.exists() else {}
 
 
@@ -219,7 +220,7 @@ def _previous(folder: RunFolder) -> TrainConfig | None:
 
 def _has_saved(folder: RunFolder) -> bool:
     """Whether there is something to protect; somebody may have removed the checkpoints of a run that has finished."""
-    return folder.has_checkpoint() or bool(_read_summary(folder).get("finished"))
+    return folder.has_checkpoint() or bool(read_summary(folder).get("finished"))
 
 
 def _nothing_to_resume(folder: RunFolder) -> str:
@@ -232,6 +233,6 @@ def _nothing_to_resume(folder: RunFolder) -> str:
 
 def _finished(folder: RunFolder, config: TrainConfig) -> bool:
     """Whether the run has ended at or beyond the length that `config` asks for."""
-    summary = _read_summary(folder)
+    summary = read_summary(folder)
     steps_done = config.max_steps is not None and summary.get("step", 0) >= config.max_steps
     return bool(summary.get("finished")) and (steps_done or summary["epoch"] >= config.num_epochs)

@@ -1,5 +1,7 @@
 """`tp2d train` and `tp2d resume`: a mistake is one clear line, and a run's own settings are taken."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +166,23 @@ def test_a_run_is_resumed_by_its_name_alone(
     capfd.readouterr()
     assert resume([*line, "--seed", "7"]) == 2
     assert "cannot be resumed with other settings (seed 42 -> 7)" in capfd.readouterr().err
+
+
+def test_ones_own_chats_are_all_there_and_what_is_odd_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is cut to a share of them; an evaluation on one chat and a warm-up without an end are said."""
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Seven of them."}]
+    chats = [json.dumps({"messages": [*turns, {"role": "user", "content": f"{at}?"}]}) + "\n" for at in range(120)]
+    (tmp_path / "chats.jsonl").write_text("".join(chats))
+    line = "--launcher local --tp-size 1 --num-workers 1 --dataset-name chats.jsonl --loss-on assistant"
+    assert main([*line.split(), "--max-steps", "1", "--warmup-steps", "50"]) == 0
+    out, _ = capfd.readouterr()
+    trained, held_out = (int(found) for found in re.findall(r"(\d+) documents", out)[:2])
+    assert trained + held_out == 120 and "leaves out" not in out
+    assert "warning: warmup_steps 50 leaves none of the run's 1 steps the full learning_rate" in out
+    assert "warning: the evaluation has " in out and "raise holdout_percentage, name an eval_dataset" in out
 
 
 def test_a_resumed_run_joins_the_ranks_there_are(

@@ -1,7 +1,6 @@
 """`tp2d runs`: the runs of a folder, newest first, as a table. It reads small files only, and changes nothing."""
 
 import fcntl
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from tp2d_train.commands.named import StorageOptions, folders
 from tp2d_train.folder import RunFolder
 from tp2d_train.hold import WATCHED_BEATS, Holder, this_machine
 from tp2d_train.report.metrics import column, read_lines
+from tp2d_train.runs import read_summary
 from tp2d_train.stored import read_stored
 
 TAIL_BYTES = 1 << 16  # of metrics.jsonl, in which the last losses stand
@@ -65,7 +65,7 @@ def describe(folder: RunFolder) -> Row:
     changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(_changed(folder)))
     try:
         config = read_stored(folder)
-        summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.exists() else {}
+        summary = read_summary(folder)
     except ValueError:
         config = None
     if config is None:

@@ -8,10 +8,12 @@ after one SGD step and the relative error of the loss, of packed rows on the mes
 each alone in one plain process. Engine fsdp2 in float64 (1e-10; Gemma computes its norms in float32 whatever it is
 given: 1e-6), engine autotp in float32 (1e-5). Exits with 1 if a row is outside its bound.
 
-The sweep runs one process in float64: eager (its softmax kept in float64 too) and sdpa are the column mask, and
-transformers' flash attention path, its kernels written out in plain torch, the column varlen. Each family is also run
-with six layers, and where its configuration has them with windows or chunks shorter than the documents, convolutions,
-ALiBi and scales that follow the position. `PACKED_FAMILIES` and `VARLEN_FAMILIES` are its exact rows.
+The sweep runs one process in float64: eager (its softmax kept in float64 too) and sdpa are the column mask,
+transformers' flash attention path, its kernels written out in plain torch, the column varlen, and our own attention the
+column documents. There the rows are also taken as one text each and compared with sdpa, because no mask is made for
+them either. Each family is also run with six layers, and where its configuration has them with windows or chunks
+shorter than the documents, convolutions, ALiBi and scales that follow the position. `PACKED_FAMILIES`,
+`VARLEN_FAMILIES` and `DOCUMENT_FAMILIES` are its exact rows.
 """
 
 import argparse
@@ -30,6 +32,7 @@ import tp2d_fsdp2.testing
 from parity import TINY_LIMIT, bound, first_line
 from tp2d_autotp import AutoTPSpec
 from tp2d_mesh import EngineSpec, ModelBatch, forward_inputs
+from tp2d_mesh.model.attention import ATTENTION, register_attention
 from tp2d_mesh.testing import reuse_ranks, run_on_mesh
 from tp2d_mesh.testing.packed_parity import (
     documents_reference,
@@ -37,7 +40,7 @@ from tp2d_mesh.testing.packed_parity import (
     named_gradients,
     packed_batch,
 )
-from tp2d_mesh.testing.parity import TINY, Reference, tiny_model, worst_differences
+from tp2d_mesh.testing.parity import TINY, Batch, Reference, tiny_model, worst_differences
 
 MESHES = ((1, 1), (2, 2))
 FAMILIES: tuple[tuple[str, dict], ...] = (
@@ -133,21 +136,24 @@ def sweep(families: Sequence[str]) -> Iterator[bool]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     logging.set_verbosity(logging.CRITICAL)
-    print("| model type | mask (eager, sdpa) | varlen (flash attention) |\n|---|---|---|")
+    register_attention()
+    print("| model type | mask (eager, sdpa) | varlen (flash attention) | documents (ours) |\n|---|---|---|---|")
     for family in families or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         if family in UNREACHED:
-            print(f"| {family} | not shown: {UNREACHED[family]} | |", flush=True)
+            print(f"| {family} | not shown: {UNREACHED[family]} | | |", flush=True)
             continue
         try:
             settings = variants(family)
         except Exception as error:  # one verdict of many: whatever keeps a tiny model of the family from being built
-            print(f"| {family} | no tiny model: {first_line(error)} | |", flush=True)
+            print(f"| {family} | no tiny model: {first_line(error)} | | |", flush=True)
             continue
         with wide_softmax(), time_limit():
             mask = verdict(family, settings, ("eager", "sdpa"))
         with flash_attention_in_torch(), wide_softmax(), time_limit():
             varlen = verdict(family, settings, ("flash_attention_2",))
-        print(f"| {family} | {mask} | {varlen} |", flush=True)
+        with wide_softmax(), time_limit():
+            documents = verdict(family, settings, (ATTENTION,))
+        print(f"| {family} | {mask} | {varlen} | {documents} |", flush=True)
         yield True
 
 
@@ -230,26 +236,46 @@ def document_error(family: str, changes: dict, attention: str) -> float | None:
     if not supports(model, attention):
         return None
     state = {n: t.clone() for n, t in model.state_dict().items()}
-    model.config._attn_implementation = "sdpa" if supports(model, "sdpa") else "eager"
+    plain = "sdpa" if supports(model, "sdpa") else "eager"
+    model.config._attn_implementation = plain
     reference = documents_reference(model, [BATCH], optimizer=torch.optim.SGD(model.parameters(), lr=RATE))
     model.load_state_dict(state)
+    expected = (reference.losses[0], reference.gradients)
+    error = worst_error(expected, loss_and_gradients(model, BATCH, attention))
+    if attention != ATTENTION:
+        return error
+    texts = {name: BATCH[name] for name in ("input_ids", "labels")}
+    expected = loss_and_gradients(model, texts, plain)
+    return max(error, worst_error(expected, loss_and_gradients(model, texts, attention)))
+
+
+Result = tuple[float, dict[str, torch.Tensor]]
+
+
+def loss_and_gradients(model: Any, batch: Batch, attention: str) -> Result:
+    model.zero_grad()
     model.config._attn_implementation = attention
-    batch = ModelBatch(labels=BATCH["labels"], inputs=forward_inputs(BATCH, attention=attention))
-    logits, labels = batch.logits(model)[:, :-1], BATCH["labels"][:, 1:]
+    rows = ModelBatch(labels=batch["labels"], inputs=forward_inputs(batch, attention=attention))
+    logits, labels = rows.logits(model)[:, :-1], batch["labels"][:, 1:]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
     loss.backward()
-    errors = {"loss": abs(float(loss.detach()) / reference.losses[0] - 1)}
-    for name, found in named_gradients(model).items():
-        expected = reference.gradients[name]
-        scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-        errors[name] = float((found - expected).abs().max() / scale)
-    return max(errors.values())
+    return float(loss.detach()), named_gradients(model)
+
+
+def worst_error(expected: Result, found: Result) -> float:
+    """Of the loss or any gradient, relative to the gradient's largest."""
+    errors = [abs(found[0] / expected[0] - 1)]
+    for name, gradient in expected[1].items():
+        scale = gradient.abs().max().clamp_min(torch.finfo(gradient.dtype).tiny)
+        errors.append(float((found[1][name] - gradient).abs().max() / scale))
+    return max(errors)
 
 
 def supports(model: Any, attention: str) -> bool:
     if attention == "eager":
         return True
-    return bool(getattr(model, "_supports_flash_attn" if "flash" in attention else f"_supports_{attention}", False))
+    flag = "flash_attn" if "flash" in attention else "attention_backend" if attention == ATTENTION else attention
+    return bool(getattr(model, f"_supports_{flag}", False))
 
 
 def without_noise(model: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tp2d_data.rows.collate import EMPTY, Picks, collate
+from tp2d_data.rows.collate import EMPTY, Picks, collate, document_ends
 from tp2d_data.rows.packing import Packing
 from tp2d_data.rows.rows import open_rows, statistics
 from tp2d_data.tokens.cache import Tokens
@@ -97,3 +97,11 @@ def test_rows_of_several_sources_in_one_batch(tmp_path):
     picks = Picks(parts=parts, part=np.array([1, 0, 1, 0]), number=np.array([0, 1, 1, EMPTY]))
     found = collate(picks, packing=packing, pad_token_id=PAD)
     assert found["input_ids"].tolist() == [[20, 21, PAD], [5, 6, PAD], [22, 23, PAD], [PAD] * 3]
+
+
+def test_the_ends_of_documents_count_padding_and_rows():
+    """Shows an end lost where a row ends full, a row's padding taken into the document before it, or a wrong dtype."""
+    positions = np.array([[0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 0], [0, 0, 0, 0, 1, 2]])
+    ends = document_ends({"position_ids": positions})
+    assert ends.tolist() == [0, 6, 9, 11, 12, 13, 14, 15, 18] and ends.dtype == np.int32
+    assert document_ends({"input_ids": positions}) is None

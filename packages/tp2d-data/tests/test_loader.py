@@ -214,6 +214,20 @@ def test_packed_rows_are_the_default(make_loader):
     assert torch.equal(batch["labels"].reshape(4, 3)[:, 1:], batch["input_ids"].reshape(4, 3)[:, 1:])
 
 
+def test_a_packed_batch_says_where_its_documents_end(make_loader):
+    """Shows ends of another batch, or ends among the tensors: `model(**batch)` takes those, and they are one shape."""
+    for batch in make_loader(9, seq_length=7, packing="best_fit", batch_size_per_gpu=2, num_workers=2):
+        starts = (batch["position_ids"].flatten() == 0).nonzero()[:, 0].tolist()
+        assert batch.documents.ends.tolist() == [*starts, 14] and batch.documents.ends.dtype == torch.int32
+        assert (batch.documents.longest, batch.documents.tokens) == (int(batch["position_ids"].max()) + 1, 14)
+        assert {tensor.shape for tensor in batch.values()} == {(2, 7)}
+
+
+@pytest.mark.parametrize("options", [{"packing": "pad"}, {"packing": "concat", "respect_boundaries": False}])
+def test_rows_of_one_text_say_nothing_of_documents(make_loader, options):
+    assert next(iter(make_loader(8, **options))).documents is None
+
+
 def test_a_tutorial_that_wants_a_mask_of_packed_rows_is_told_what_to_do(make_loader):
     batch = next(iter(make_loader(8, packing="best_fit")))
     with pytest.raises(KeyError, match="pass position_ids on and no mask, or use packing='pad'"):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tp2d_data.ahead import Ahead
-from tp2d_data.rows.collate import Picks, collate
+from tp2d_data.rows.collate import Picks, collate, document_ends
 from tp2d_data.rows.packing import Packing
 from tp2d_data.rows.rows import Statistics
 from tp2d_data.sampling.sampler import Sampler
@@ -21,6 +21,7 @@ class Loader:
     A batch is a dict of int64 tensors, each (batch_size_per_gpu, seq_length): `input_ids`, `labels` (not shifted;
     `IGNORED`, -100, where a token is not trained on), and `position_ids`, which begin at 0 with each document. With
     `respect_boundaries=False` there are no `position_ids`; with `packing="pad"` there is an `attention_mask` instead.
+    A packed batch has an attribute `documents`: where they end, made on the host while the batch was.
     `len()` is the number of batches of a whole epoch; a stream has none.
 
     Attributes:
@@ -53,15 +54,16 @@ class Loader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[dict[str, "torch.Tensor"]]:
+    def __iter__(self) -> Iterator[Arrays]:
         # Not in the generator: the position is that of this call, not of the first batch.
         return self._batches(self.sampler.begin())
 
-    def _batches(self, planned: Iterator[tuple[Any, Picks]]) -> Iterator[dict[str, "torch.Tensor"]]:
+    def _batches(self, planned: Iterator[tuple[Any, Picks]]) -> Iterator[Arrays]:
         transfer = Transfer(self._device)
 
         def make(item: tuple[Any, Picks]) -> tuple[Arrays, Any]:
-            return transfer.send(collate(item[1], packing=self.packing, pad_token_id=self.pad_token_id))
+            batch = collate(item[1], packing=self.packing, pad_token_id=self.pad_token_id)
+            return transfer.send(batch, ends=document_ends(batch))
 
         for (place, _), sent in Ahead(make, planned, depth=self._prefetch, workers=self._num_workers):
             yield self.sampler.hand_out(place, transfer.receive(sent))

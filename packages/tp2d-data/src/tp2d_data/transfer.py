@@ -1,6 +1,10 @@
 """From NumPy to the device, ahead of the step that needs it."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from numpy import int32
+from numpy.typing import NDArray
 
 from tp2d_data.rows.collate import Batch
 
@@ -8,8 +12,32 @@ if TYPE_CHECKING:
     import torch
 
 
-class Arrays(dict[str, Any]):
-    """A batch. A loop that asks a packed one for an `attention_mask` is told what to do instead."""
+@dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Where the documents of a packed batch end, for attention that is told so and makes no mask.
+
+    Attributes:
+        ends: `(documents + 1,)` int32 on the batch's device: where each document ends in the rows laid end to end,
+            from 0 on. A row's padding counts as one more.
+        longest: tokens of the longest document; on the host.
+        tokens: of all rows, padding counted; on the host.
+    """
+
+    ends: "torch.Tensor"
+    longest: int
+    tokens: int
+
+
+class Arrays(dict[str, "torch.Tensor"]):
+    """A batch. A loop that asks a packed one for an `attention_mask` is told what to do instead.
+
+    Attributes:
+        documents: where they end; None where rows are not packed or their boundaries do not count. It is no key of the
+            dict, so that `model(**batch)` and loops over the items meet nothing but tensors of one shape, and a part
+            of a batch, which is a new dict, does not keep the ends of the whole.
+    """
+
+    documents: Documents | None = None
 
     def __missing__(self, key: str) -> Any:
         if key == "attention_mask":
@@ -36,16 +64,30 @@ class Transfer:
         self._module: Any = torch.get_device_module(self._device)
         self._stream: Any = None if self._device.type == "cpu" else self._module.Stream(self._device)
 
-    def send(self, batch: Batch) -> tuple[Arrays, Any]:
-        """The batch's tensors, and an event that says when they have arrived (None: they have)."""
+    def send(self, batch: Batch, *, ends: NDArray[int32] | None = None) -> tuple[Arrays, Any]:
+        """The batch's tensors, and an event that says when they have arrived (None: they have).
+
+        Args:
+            batch: of `collate`.
+            ends: of its documents, as `document_ends` gives them.
+        """
+        if self._stream is None:
+            return self._arrays(batch, ends), None
+        with self._module.stream(self._stream):
+            return self._arrays(batch, ends), self._stream.record_event()
+
+    def _arrays(self, batch: Batch, ends: NDArray[int32] | None) -> Arrays:
+        arrays = Arrays({name: self._moved(array) for name, array in batch.items()})
+        if ends is not None:
+            longest = int((ends[1:] - ends[:-1]).max())
+            arrays.documents = Documents(ends=self._moved(ends), longest=longest, tokens=int(ends[-1]))
+        return arrays
+
+    def _moved(self, array: NDArray[Any]) -> "torch.Tensor":
         import torch
 
-        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        if self._stream is None:
-            return Arrays(tensors), None
-        with self._module.stream(self._stream):
-            moved = {name: t.pin_memory().to(self._device, non_blocking=True) for name, t in tensors.items()}
-            return Arrays(moved), self._stream.record_event()
+        tensor = torch.from_numpy(array)
+        return tensor if self._stream is None else tensor.pin_memory().to(self._device, non_blocking=True)
 
     def receive(self, sent: tuple[Arrays, Any]) -> Arrays:
         """The batch, safe to use on the current stream."""
@@ -53,6 +95,6 @@ class Transfer:
         if arrived is not None:
             present = self._module.current_stream(self._device)
             present.wait_event(arrived)
-            for tensor in batch.values():
+            for tensor in (*batch.values(), *([] if batch.documents is None else [batch.documents.ends])):
                 tensor.record_stream(present)
         return batch

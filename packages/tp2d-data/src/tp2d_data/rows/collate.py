@@ -63,6 +63,21 @@ def collate(picks: Picks, *, packing: Packing, pad_token_id: int) -> Batch:
     return batch | {"position_ids": _with_padding(positions)} if packing.has_positions else batch
 
 
+def document_ends(batch: Batch) -> NDArray[np.int32] | None:
+    """Where each document of a batch ends in its rows laid end to end, from 0 on.
+
+    Args:
+        batch: of `collate`.
+
+    Returns:
+        `(documents + 1,)`, a row's padding counted as a document; None: the batch has no positions.
+    """
+    if "position_ids" not in batch:
+        return None
+    positions = batch["position_ids"]
+    return np.append(np.flatnonzero(positions == 0), positions.size).astype(np.int32)
+
+
 def _layout(rows: Rows, numbers: Integers, places: Integers, seq_length: int) -> _Layout:
     pieces = rows.table.pieces(numbers)
     position = ranges(np.zeros_like(pieces.lengths), pieces.lengths)

@@ -139,6 +139,24 @@ VARLEN_FAMILIES: frozenset[str] = PACKED_FAMILIES - {"gpt_neox_japanese", "hrm_t
 }
 """The same under flash attention, which is given the documents' ends in place of a mask."""
 
+DOCUMENT_FAMILIES: frozenset[str] = PACKED_FAMILIES - {
+    "gemma2",
+    "gpt_neox_japanese",
+    "granite_swa",
+    "granitemoe_swa",
+    "nemotron",
+    "phimoe",
+    "qwen2_moe",
+    "stablelm",
+    "vaultgemma",
+} | {"afmoe"}
+"""The same under our own attention, which is given the documents' ends and makes no mask, packed rows or not.
+
+Left out are soft caps and sinks, which it does not have (gemma2 and vaultgemma, both granite families), code that drops
+the ends (nemotron, stablelm; it raises), code that does not hand on its sliding window (phimoe, qwen2_moe), and code
+that takes no attention but its own (gpt_neox_japanese).
+"""
+
 _CAUSAL = """
     afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba bart beam bigbird_pegasus biogpt bitnet
     blenderbot blenderbot-small bloom codegen cohere cohere2 cohere2_moe cohere_compass_text ctrl cwm dbrx

@@ -1,8 +1,9 @@
 """Packed rows: several documents share a row, and each computes exactly what it computes alone.
 
-A batch of packed rows carries `position_ids` that restart at 0 with each document. transformers' own mask code finds
-the boundaries in them (`masking_utils.find_packed_sequence_indices`), so no mask is passed. Flash attention takes no
-mask: the rows are laid end to end and it is given the documents' ends.
+A batch of packed rows carries `position_ids` that restart at 0 with each document. Our own attention
+(`tp2d_mesh.model.attention`) and flash attention are given the documents' ends, which the loader hands out with the
+batch. Under transformers' other attentions its mask code finds the boundaries in the positions
+(`masking_utils.find_packed_sequence_indices`), so no mask is passed.
 
 Some models ignore positions in their mask. They train on with a plausible loss. So packed rows are only taken for
 families that `python benchmarks/parity_packed.py --sweep` has shown exact; every other family is refused by name.
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from tp2d_mesh.model.families import PACKED_FAMILIES, VARLEN_FAMILIES
+from tp2d_mesh.model.attention import ATTENTION, VARLEN, kernel_for
+from tp2d_mesh.model.documents import find_documents
+from tp2d_mesh.model.families import DOCUMENT_FAMILIES, PACKED_FAMILIES, VARLEN_FAMILIES
 
 MASK_ATTENTIONS = frozenset({"eager", "sdpa"})
 """transformers' attentions that take a mask and were swept."""
@@ -45,54 +47,78 @@ def model_batch(batch: Mapping[str, torch.Tensor], *, config: Any, device: torch
     """Make a batch of the data package ready for a model; a packed one only for a family proven exact.
 
     Args:
-        batch: `(batch, seq)` int64 `input_ids` and `labels`, and `position_ids` where the rows are packed.
+        batch: `(batch, seq)` int64 `input_ids` and `labels`, and `position_ids` where the rows are packed. Where it
+            has an attribute `documents` (`tp2d_mesh.model.documents.DocumentEnds`), nobody looks for their ends.
         config: the model's transformers configuration, with the attention in use.
         device: where the model is.
 
     Raises:
-        ValueError: see `check_packed`.
+        ValueError: see `check_packed`; or the batch's `documents` are of another size.
     """
     attention = config._attn_implementation or "eager"
     if "position_ids" in batch:
         check_packed(config, attention=attention, seq_length=batch["input_ids"].shape[1])
-    inputs = forward_inputs(batch, attention=attention)
+    inputs = forward_inputs(batch, attention=attention, device=device)
     moved = {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    for name in _OF_ANY_LENGTH & moved.keys():
+        # Batches differ in these lengths. Without the mark, compiled layers would be compiled again for the second.
+        if moved[name] is not None:
+            torch._dynamo.maybe_mark_dynamic(moved[name], 0)
     return ModelBatch(labels=batch["labels"].to(device, non_blocking=True), inputs=moved)
 
 
-def forward_inputs(batch: Mapping[str, torch.Tensor], *, attention: str) -> dict[str, Any]:
+def forward_inputs(
+    batch: Mapping[str, torch.Tensor], *, attention: str, device: torch.device | None = None
+) -> dict[str, Any]:
     """The keyword arguments of a transformers causal language model for a batch, packed or not.
 
     Without `position_ids` there is no mask either: padding is on the right and attention causal, so no real token
-    sees it. With them and a flash attention the rows become one row of `batch * seq` tokens; the ends of the
-    documents are worked out here, once, so that no layer has to wait for the device to find them.
+    sees it. Our attention always has to be told that; with them it and flash attention are given the documents' ends,
+    worked out once a batch, so that no layer has to wait for the device to find them. For flash attention the rows
+    become one row of `batch * seq` tokens.
 
     Args:
-        batch: `(batch, seq)` int64 `input_ids`, and `position_ids` where the rows are packed.
+        batch: as `model_batch` takes it; `labels` are not needed.
         attention: transformers' name of the attention in use.
+        device: where the model is; None: where the batch is.
     """
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}  # a cache would hide the boundaries
-    positions = batch.get("position_ids")
+    ids, positions = batch["input_ids"], batch.get("position_ids")
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}  # a cache would hide the boundaries
+    if attention == ATTENTION:
+        inputs |= _document_inputs(batch, device=ids.device if device is None else device)
     if positions is None:
         return inputs
-    if "flash" not in attention:
-        return {**inputs, "position_ids": positions}
-    ends, longest = _document_ends(positions)
+    inputs["position_ids"] = positions
+    return _end_to_end(batch, inputs) if "flash" in attention else inputs
+
+
+_OF_ANY_LENGTH = frozenset({"document_ends", "longest_document"})
+
+
+def _document_inputs(batch: Mapping[str, torch.Tensor], *, device: torch.device) -> dict[str, Any]:
+    """What `document_attention` is given beside a model's usual arguments."""
+    kernel = kernel_for(device)
+    if "position_ids" not in batch:
+        return {"document_kernel": kernel, "document_ends": None}
+    documents = find_documents(batch)
+    inputs = {"document_kernel": kernel, "document_ends": documents.ends}
+    if kernel == VARLEN:
+        # At least 2: for a length of 1 compiled code would be made anew.
+        inputs["longest_document"] = documents.ends.new_empty(max(documents.longest, 2), dtype=torch.int8)
+    return inputs
+
+
+def _end_to_end(batch: Mapping[str, torch.Tensor], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    documents = find_documents(batch)
     return {
+        **inputs,
         "input_ids": inputs["input_ids"].reshape(1, -1),
-        "position_ids": positions.reshape(1, -1),
-        "use_cache": False,
-        "cu_seq_lens_q": ends,
-        "cu_seq_lens_k": ends,
-        "max_length_q": longest,
-        "max_length_k": longest,
+        "position_ids": inputs["position_ids"].reshape(1, -1),
+        "cu_seq_lens_q": documents.ends,
+        "cu_seq_lens_k": documents.ends,
+        "max_length_q": documents.longest,
+        "max_length_k": documents.longest,
     }
-
-
-def _document_ends(positions: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Where each document ends in the rows laid end to end, from 0 on, `(documents + 1,)` int32; the longest."""
-    starts = (positions.reshape(-1) == 0).nonzero()[:, 0].to(torch.int32)
-    return F.pad(starts, (0, 1), value=positions.numel()), int(positions.max()) + 1
 
 
 def check_packed(config: Any, *, attention: str, seq_length: int | None = None) -> None:
@@ -107,11 +133,12 @@ def check_packed(config: Any, *, attention: str, seq_length: int | None = None) 
         ValueError: names the family, its attention or its rotary scaling, and the way out.
     """
     family, flash = config.model_type, "flash" in attention
-    if not flash and attention not in MASK_ATTENTIONS:
+    if not flash and attention not in (*MASK_ATTENTIONS, ATTENTION):
         raise ValueError(
             f"packed rows have not been checked with attn_implementation={attention!r}: use 'sdpa', or {_WAY_OUT}."
         )
-    if family not in (VARLEN_FAMILIES if flash else PACKED_FAMILIES):
+    exact = DOCUMENT_FAMILIES if attention == ATTENTION else VARLEN_FAMILIES if flash else PACKED_FAMILIES
+    if family not in exact:
         raise ValueError(
             f"model type {family!r} has not been shown to keep the documents of a packed row apart under "
             f"attn_implementation={attention!r}: {_WAY_OUT}."

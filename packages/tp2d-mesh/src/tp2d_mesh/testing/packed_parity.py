@@ -1,4 +1,4 @@
-"""Each document alone, in one process, as the judge of packed rows; and flash attention's arithmetic in plain torch.
+"""Each document alone, in one process, as the judge of packed rows; and the kernels of GPUs in plain torch.
 
 The reference uses nothing of ours: every document goes through the model by itself, without positions and without a
 mask, and the gradients of all of them add up.
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tp2d_mesh.model import attention
 from tp2d_mesh.model.loss import IGNORED
 from tp2d_mesh.testing.parity import Batch, Reference
 
@@ -102,6 +103,51 @@ def flash_attention_in_torch() -> Iterator[None]:
         yield
     finally:
         flash._lazy_imports, flash._loaded_implementation = kept, loaded
+
+
+@contextmanager
+def varlen_attention_in_torch() -> Iterator[None]:
+    """Within the block, torch's variable length attention is plain torch, in any dtype, on any device.
+
+    So our attention's path on GPUs runs anywhere: call it with `document_kernel="varlen"`.
+    """
+    module: Any = import_module("torch.nn.attention.varlen")
+    kept = module.varlen_attn, attention.HALVES
+    module.varlen_attn, attention.HALVES = _varlen_attn, attention.HALVES | {torch.float32, torch.float64}
+    try:
+        yield
+    finally:
+        module.varlen_attn, attention.HALVES = kept
+
+
+def _varlen_attn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """`torch.nn.attention.varlen.varlen_attn`; without `enable_gqa` it takes no grouped heads."""
+    if query.shape[-1] % 8 or (query.shape[1] != key.shape[1] and not enable_gqa):
+        raise RuntimeError(f"the kernel takes no heads of {tuple(query.shape[1:])} and {tuple(key.shape[1:])}")
+    return _varlen_attention(
+        query,
+        key,
+        value,
+        cu_seqlens_q=cu_seq_q,
+        cu_seqlens_k=cu_seq_k,
+        max_seqlen_q=max_q,
+        max_seqlen_k=max_k,
+        softmax_scale=scale,
+        causal=window_size[1] == 0,
+        window_size=window_size,
+    )
 
 
 def _no_varlen(*_: Any, **__: Any) -> torch.Tensor:

@@ -48,12 +48,6 @@ def test_a_tp_layer_has_four_all_reduces_of_the_activations():
     assert cost.tp_layer_bytes(batch=2, seq=512, hidden=896, itemsize=2, tp=1) == 0
 
 
-def test_fsdp_gathers_twice_and_reduces_once_per_micro_batch():
-    once = cost.fsdp_step_bytes(parameter_bytes=1000, gradient_bytes=2000, dp=4)
-    assert once == 750 + 750 + 1500
-    assert cost.fsdp_step_bytes(parameter_bytes=1000, gradient_bytes=2000, dp=4, micro_batches=3) == 3 * once
-
-
 def test_ddp_all_reduces_once_per_step():
     assert cost.ddp_step_bytes(gradient_bytes=2000, dp=4) == 3000
 

@@ -89,7 +89,7 @@ def kill_a_worker(driver: int) -> None:
 def is_worker(process: psutil.Process) -> bool:
     """A Ray Train worker, or a process that the local launcher forked."""
     command = " ".join(process.cmdline())
-    return "RayTrainWorker" in command or "forkserver" in command or "spawn_main" in command
+    return "RayTrainWorker" in command or "launch.ranks" in command
 
 
 def kill_everything(driver: int) -> None:

@@ -59,7 +59,8 @@ TWO = [*SMALL, "--name", "a", "--num-workers", "2"]
 
 
 def ranks_of(driver: int) -> list[int]:
-    return processes_below(driver, command=b"spawn_main")
+    """The ranks alone, without the process that they are forked from."""
+    return processes_below(driver, command=b"launch.ranks")[1:]
 
 
 def test_a_killed_worker_is_started_again_and_a_signal_saves_and_leaves(tmp_path: Path) -> None:

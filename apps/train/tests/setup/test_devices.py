@@ -3,7 +3,8 @@
 import pytest
 import torch
 from tp2d_train.config import TrainConfig
-from tp2d_train.setup.devices import check, choose_device, has_cluster
+from tp2d_train.setup.cluster import has_cluster
+from tp2d_train.setup.devices import check, choose_device
 
 
 @pytest.mark.parametrize(

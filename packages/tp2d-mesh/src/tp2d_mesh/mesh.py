@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from tp2d_mesh.devices import activate, backend_for, select_device
+from tp2d_mesh.devices import activate, backend_for, bound_device, select_device
 from tp2d_mesh.layout import Layout
 
 AXES = ("dp", "tp")
@@ -122,10 +122,14 @@ def _axis_group(axis: str, groups: Sequence[Sequence[int]], *, backend: str, tim
 
 
 def _init_world(device: torch.device, timeout: timedelta) -> None:
+    bound = bound_device(device)
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend_for(device), timeout=timeout)
+        dist.init_process_group(backend_for(device), timeout=timeout, device_id=bound)
     else:  # alone
-        dist.init_process_group(backend_for(device), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store = dist.HashStore()
+        dist.init_process_group(
+            backend_for(device), store=store, rank=0, world_size=1, timeout=timeout, device_id=bound
+        )
 
 
 def _environment_size(layout: Layout) -> int:

@@ -31,11 +31,13 @@ def join(config: TrainConfig, world: Mapping[str, str]) -> Result:
             f"{config.num_workers}: leave out dp_size and num_workers, or start {config.num_workers} ranks"
         )
     import torch.distributed as dist
-    from tp2d_mesh.devices import backend_for, select_device
+    from tp2d_mesh.devices import activate, backend_for, bound_device, select_device
 
     os.environ.update(world)
-    backend = backend_for(select_device(config.device))
-    dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout_s))
+    device = select_device(config.device)
+    activate(device)
+    timeout = timedelta(seconds=config.timeout_s)
+    dist.init_process_group(backend_for(device), timeout=timeout, device_id=bound_device(device))
     try:
         with contextlib.ExitStack() as stack:
             run = _agree(config, stack)

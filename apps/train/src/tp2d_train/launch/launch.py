@@ -7,23 +7,32 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.launch.joined import find_world, join
+from tp2d_train.launch.local import RankStarter, spawn
 from tp2d_train.launch.view import live_view, say
+from tp2d_train.launch.workers import RayWorkerStarter
 from tp2d_train.outcome import Diverged, Result, RunFailed, RunStopped, WorkerDied
 from tp2d_train.report.logs import set_log_level
 from tp2d_train.report.progress import EventLog
 from tp2d_train.runs import Run
 from tp2d_train.setup.check import check
+from tp2d_train.setup.cluster import has_cluster
 
-# Usage reports need a network, the preemption watcher a cloud. The token keeps other users of this machine out.
+# Usage reports need a network, the preemption watcher a cloud, the metrics of Ray Train a dashboard; a worker that Ray
+# starts in advance has not the environment of Ray Train's workers, and none ever uses it. A checkpoint's report and the
+# end of a run wait for the next look at the workers. The token keeps other users of this machine out.
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_AUTH_MODE": "token",
 }
 
@@ -40,28 +49,36 @@ def train(config: TrainConfig) -> Result:
     world = find_world(os.environ)
     if config.launcher == "local" and world is not None:
         return join(config, world)
-    run = check(config, progress=say(config))
-    if run.finished:
-        print(run.finished_message())
-        return Result(path=run.path, summary=run.summary())
-    with run.locked():
-        run.start()
-        print(run.start_message(), flush=True)
-        return _watch(run, _spawn if config.launcher == "local" else _fit)
+    with _launcher(config) as launch:
+        run = check(config, progress=say(config))
+        if run.finished:
+            print(run.finished_message())
+            return Result(path=run.path, summary=run.summary())
+        with run.locked():
+            run.start()
+            print(run.start_message(), flush=True)
+            return _watch(run, launch)
 
 
-def _spawn(run: Run) -> None:
-    from tp2d_train.launch.local import spawn
+@contextlib.contextmanager
+def _launcher(config: TrainConfig) -> Iterator[Callable[[Run], None]]:
+    """What starts the ranks of a run within the block; what can get ready while the configuration is checked does."""
+    if config.launcher == "local":
+        with RankStarter(config) as starter:
+            yield partial(spawn, starter=starter)
+    elif has_cluster() or config.runtime_env:  # Ray's workers run elsewhere, or in an environment of their own
+        yield _fit
+    else:
+        with RayWorkerStarter(config) as workers:
+            yield partial(_fit, executable=workers.executable)
 
-    spawn(run)
 
-
-def _fit(run: Run) -> None:
+def _fit(run: Run, executable: str | None = None) -> None:
     EventLog(run.folder).write("phase", message="starting Ray")
     _quiet_ray()
     from tp2d_train.launch.ray import fit  # late: it takes seconds, and a local run needs no Ray
 
-    fit(run)
+    fit(run, executable=executable)
 
 
 def _quiet_ray() -> None:

@@ -2,6 +2,7 @@
 
     python benchmarks/parity.py            # the matrix: 6 meshes x 4 families x accumulation 1, 2, 4
     python benchmarks/parity.py --sweep    # a verdict for every causal language model type, or for those named
+    python benchmarks/parity.py --compile --activation-checkpointing selective    # either of them with these options
 
 For each row: the worst max|difference| / max|gradient| of any parameter on any rank and the worst weight after one SGD
 step, both in float64 (Gemma computes its norms in float32 whatever it is given), and the worst difference of 20 AdamW
@@ -12,13 +13,13 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tp2d_fsdp2.testing import run_engine
-from tp2d_mesh import EngineSpec
+from tp2d_mesh import RECOMPUTATION, EngineSpec
 from tp2d_mesh.testing import MeshError, reuse_ranks, run_on_mesh
 from tp2d_mesh.testing.parity import (
     TINY,
@@ -56,7 +57,7 @@ class Case:
         )
 
 
-def case(family: str, folder: Path, *, dtype: torch.dtype, steps: int) -> Case:
+def case(family: str, folder: Path, *, dtype: torch.dtype, steps: int, spec: EngineSpec) -> Case:
     """Save a tiny model of the family and train it in this process."""
     with torch.device("meta"):
         size = sum(p.numel() for p in tiny_model(family, dtype=dtype).parameters())
@@ -66,10 +67,10 @@ def case(family: str, folder: Path, *, dtype: torch.dtype, steps: int) -> Case:
     model.save_pretrained(folder)
     batches = random_batches(steps=steps, rows=ROWS, seq_length=16, vocab_size=TINY["vocab_size"])
     if dtype == torch.float64:
-        spec = EngineSpec(precision="fp64", optimizer="sgd", learning_rate=0.1, max_grad_norm=None, verified_only=False)
+        spec = replace(spec, precision="fp64", optimizer="sgd", learning_rate=0.1, max_grad_norm=None)
         reference = reference_run(model, batches, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     else:
-        spec = EngineSpec(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0, verified_only=False)
+        spec = replace(spec, learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0)
         adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
         reference = reference_run(model, batches, optimizer=adamw, max_grad_norm=1.0)
     return Case(config=model.config, folder=folder, batches=batches, reference=reference, spec=spec)
@@ -95,14 +96,14 @@ def bound(family: str) -> float:
     return 1e-6 if family.startswith("gemma") else 1e-10
 
 
-def matrix() -> Iterator[bool]:
+def matrix(spec: EngineSpec) -> Iterator[bool]:
     """Print a row per family, mesh and accumulation count; yield whether it is within bounds."""
     print("| family | mesh (dp x tp) | accumulation | gradient, float64 | weight, float64 | 20 losses, fp32 |")
     print("|---|---|---|---|---|---|")
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
-            wide = case(family, Path(a), dtype=torch.float64, steps=1)
-            single = case(family, Path(b), dtype=torch.float32, steps=20)
+            wide = case(family, Path(a), dtype=torch.float64, steps=1, spec=spec)
+            single = case(family, Path(b), dtype=torch.float32, steps=20, spec=spec)
             for dp, tp in MESHES:
                 for accumulation in ACCUMULATION:
                     where = {"dp": dp, "tp": tp, "accumulation": accumulation}
@@ -117,21 +118,21 @@ def matrix() -> Iterator[bool]:
                     yield good
 
 
-def sweep(families: Sequence[str]) -> Iterator[bool]:
+def sweep(families: Sequence[str], spec: EngineSpec) -> Iterator[bool]:
     """Print a verdict per model type; without names, for all that transformers maps to a causal language model."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     print("| model type | verdict |\n|---|---|")
     for family in families or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         with tempfile.TemporaryDirectory() as folder:
-            print(f"| {family} | {verdict(family, Path(folder))} |", flush=True)
+            print(f"| {family} | {verdict(family, Path(folder), spec)} |", flush=True)
             yield True
 
 
-def verdict(family: str, folder: Path) -> str:
+def verdict(family: str, folder: Path, spec: EngineSpec) -> str:
     """`exact` with the worst error, `wrong` with it, or why the family does not run."""
     try:
-        c = case(family, folder, dtype=torch.float64, steps=1)
+        c = case(family, folder, dtype=torch.float64, steps=1, spec=spec)
     except Exception as error:  # one verdict of many: whatever keeps a tiny model of the family from being built
         return f"no tiny model: {first_line(error)}"
     try:
@@ -155,8 +156,16 @@ def last_line(error: Exception) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", nargs="*", metavar="TYPE", help="a verdict per model type; without names, for all")
+    parser.add_argument("--compile", action="store_true", help="compile layers with aot_eager, which keeps the kernels")
+    parser.add_argument("--activation-checkpointing", choices=RECOMPUTATION, default="none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    chosen = EngineSpec(
+        activation_checkpointing=arguments.activation_checkpointing,
+        compile=arguments.compile,
+        compile_backend="aot_eager",
+        verified_only=False,
+    )
     with reuse_ranks():
-        results = list(matrix() if arguments.sweep is None else sweep(arguments.sweep))
+        results = list(matrix(chosen) if arguments.sweep is None else sweep(arguments.sweep, chosen))
     sys.exit(0 if all(results) else 1)

@@ -131,6 +131,7 @@ def test_the_names_in_the_options_are_those_of_the_packages() -> None:
         "precision": {"auto", *tp2d_mesh.PRECISIONS} - {"fp64"},  # fp64 is for checking parity
         "device": set(devices.KINDS),
         "optimizer": set(tp2d_mesh.OPTIMIZERS),
+        "activation_checkpointing": set(tp2d_mesh.RECOMPUTATION),
         "engine": set(ENGINES),
         "loss_on": set(get_args(tp2d_data.LossOn)),
         "packing": set(get_args(tp2d_data.Mode)),
@@ -214,3 +215,8 @@ def test_several_datasets_are_text_a_list_or_paths() -> None:
     assert names == [("a", "b")] * 4
     weights = [TrainConfig(dataset_weights=given).dataset_weights for given in ("3,1", [3, 1], (3.0, 1.0))]
     assert weights == [(3.0, 1.0)] * 3
+
+
+@pytest.mark.parametrize(("stored", "meant"), [(True, "full"), (False, "none"), ("selective", "selective")])
+def test_recomputation_of_a_run_stored_by_an_earlier_version(stored: bool | str, meant: str) -> None:
+    assert TrainConfig(activation_checkpointing=stored).activation_checkpointing == meant

@@ -141,8 +141,8 @@ def test_what_changes_only_speed_or_memory_changes_no_number(qwen3: Saved) -> No
     variants: list[dict[str, Any]] = [
         {"zero_stage": 1},
         {"zero_stage": 2},
-        {"zero_stage": 1, "activation_checkpointing": True},
-        {"zero_stage": 2, "activation_checkpointing": True, "overlap_comm": True},
+        {"zero_stage": 1, "activation_checkpointing": "full"},
+        {"zero_stage": 2, "activation_checkpointing": "full", "overlap_comm": True},
         {"zero_stage": 1, "deepspeed_config": {"zero_optimization": {"reduce_scatter": False, "overlap_comm": True}}},
         {"zero_stage": 2, "deepspeed_config": {"zero_optimization": {"reduce_scatter": False}}},
         {"zero_stage": 1, "deepspeed_config": {"zero_optimization": {"contiguous_gradients": False}}},
@@ -222,6 +222,10 @@ def refusals(mesh: Mesh, config: Any, specs: list[AutoTPSpec]) -> list[str]:
 def test_refused_options() -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"compile": True}, "compile=True has not been checked under DeepSpeed AutoTP: use the engine fsdp2 for it."),
+        (
+            {"activation_checkpointing": "selective"},
+            "activation_checkpointing='selective' keeps matrix products that DeepSpeed AutoTP then sums over tp_size=2",
+        ),
         ({"zero_stage": 3}, "zero_stage=3 splits the weights over dp as well"),
         (
             {"deepspeed_config": {"train_batch_size": 64}},
@@ -229,9 +233,10 @@ def test_refused_options() -> None:
         ),
     ]
     config = tiny_model("qwen2", dtype=torch.float32).config
-    (messages,) = run_on_mesh(refusals, config, [AutoTPSpec(**options) for options, _ in refused])
-    for found, (_, message) in zip(messages, refused, strict=True):
-        assert found.startswith(message)
+    specs = [AutoTPSpec(**options) for options, _ in refused]
+    for messages in run_on_mesh(refusals, config, specs, tp=2):
+        for found, (_, message) in zip(messages, refused, strict=True):
+            assert found.startswith(message)
 
 
 def bad_folders(mesh: Mesh, config: Any, folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from tp2d_autotp import AutoTPEngine, AutoTPSpec
 from tp2d_autotp.testing import run_engine
 from tp2d_mesh import IGNORED, Mesh
+from tp2d_mesh.model.attention import ATTENTION
 from tp2d_mesh.testing import run_on_mesh
 from tp2d_mesh.testing.packed_parity import documents_reference, packed_batch
 from tp2d_mesh.testing.parity import TINY, Reference, tiny_model, worst_differences
@@ -31,7 +32,7 @@ def one_step(family: str, folder: Path, **changes: Any) -> tuple[Any, Reference]
     ("family", "changes", "dp", "tp", "options"),
     [
         ("llama", {}, 1, 1, {"zero_stage": 2}),
-        ("qwen3", {}, 2, 2, {"zero_stage": 2, "activation_checkpointing": True}),
+        ("qwen3", {}, 2, 2, {"zero_stage": 2, "activation_checkpointing": "full"}),
         ("gemma3_text", {"sliding_window": 4}, 2, 2, {"zero_stage": 1}),
     ],
 )
@@ -59,6 +60,7 @@ def test_without_the_boundaries_parity_fails(tmp_path: Path) -> None:
 
 def evaluation(mesh: Mesh, config: Any, folder: Path) -> tuple[float, int]:
     engine = AutoTPEngine(AutoTPSpec(), config=config, weights=folder, mesh=mesh)
+    assert engine.model.config._attn_implementation == ATTENTION
     loss_sum, tokens = engine.evaluate(BATCH)
     engine.close()
     return float(loss_sum), int(tokens)

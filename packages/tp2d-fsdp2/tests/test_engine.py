@@ -1,6 +1,7 @@
 """The engine's contract: state by name, evaluation, options, and what it refuses."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from tp2d_fsdp2 import FSDP2Engine, check, engine
 from tp2d_fsdp2.gradients import _sum_of_squares
+from tp2d_fsdp2.sharding import fits_gathered
 from tp2d_fsdp2.testing import run_engine
 from tp2d_mesh import IGNORED, PRECISIONS, EngineSpec, Layout, Mesh, build_skeleton
 from tp2d_mesh.testing import run_on_mesh
@@ -140,7 +142,8 @@ def plain_losses() -> list[float]:
 @pytest.mark.parametrize(
     ("options", "bound"),
     [
-        ({"activation_checkpointing": True}, 0.0),  # the same arithmetic, done twice
+        ({"activation_checkpointing": "full"}, 0.0),  # the same arithmetic, done twice
+        ({"activation_checkpointing": "selective"}, 0.0),
         ({"attn_implementation": "eager"}, 1e-5),  # other kernels, fp32
         ({"precision": "bf16"}, 0.02),  # 8 bits of mantissa: 2**-9 relative on a loss near ln(99) = 4.6, twice over
         ({"precision": "bf16-pure"}, 0.05),  # rounding of the weights adds to it
@@ -193,6 +196,30 @@ def test_refusals_of_a_model_need_no_process_group(family: str, changes: dict, t
     assert check(SPEC, layout=Layout(dp=2, tp=1), device=CPU, model=model).tp == 1
 
 
+def test_a_family_whose_layers_do_not_compile_whole_is_refused_by_name_and_left_alone_by_default() -> None:
+    model = build_skeleton(config_of("mixtral"), spec=SPEC, dtype=torch.float32)
+    with pytest.raises(ValueError, match="compile=True: the layers of model type 'mixtral' have not been shown"):
+        check(replace(SPEC, compile=True), layout=Layout(dp=2, tp=1), device=CPU, model=model)
+    gpu = torch.device("cuda")
+    chosen = [(family, device.type) for family in ("mixtral", "qwen2") for device in (CPU, gpu)]
+    found = [engine.is_compiled(SPEC, model_type=family, device=torch.device(kind)) for family, kind in chosen]
+    assert found == [False, False, False, True]
+    assert not engine.is_compiled(replace(SPEC, compile=False), model_type="qwen2", device=gpu)
+
+
+def room(mesh: Mesh) -> list[bool]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / mesh.layout.world_size
+    # fp32 with AdamW: 8 bytes for whole weights and gradients, and 16 / dp for the states.
+    most = int(memory / 2 / (8 + 16 / mesh.layout.dp) * mesh.layout.tp)
+    fp32 = PRECISIONS["fp32"]
+    return [fits_gathered(SPEC, parameters=int(most * share), precision=fp32, mesh=mesh) for share in (0.99, 1.01)]
+
+
+def test_weights_are_gathered_once_where_half_of_the_memory_suffices() -> None:
+    """Shows a rule by which ranks differ, or that leaves out a part of what is kept."""
+    assert run_on_mesh(room, dp=2, tp=2) == [[True, False]] * 4
+
+
 def test_a_precision_the_device_lacks_is_refused_without_a_model() -> None:
     layout = Layout(dp=1, tp=1)
     with pytest.raises(ValueError, match="precision='fp16' needs a GPU and the device is the CPU"):
@@ -217,7 +244,8 @@ def test_the_engine_refuses_what_check_refuses() -> None:
 
 
 def compiled(mesh: Mesh, config: Any) -> tuple[list[float], list[float]]:
-    return losses(mesh, config, SPEC), losses(mesh, config, replace(SPEC, compile=True))
+    fast = replace(SPEC, compile=True, activation_checkpointing="selective")
+    return losses(mesh, config, SPEC), losses(mesh, config, fast)
 
 
 def test_compiled_layers_train_to_the_same_losses() -> None:

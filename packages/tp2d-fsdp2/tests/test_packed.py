@@ -14,6 +14,8 @@ import torch
 from tp2d_fsdp2 import FSDP2Engine
 from tp2d_fsdp2.testing import run_engine
 from tp2d_mesh import IGNORED, EngineSpec, Mesh
+from tp2d_mesh.model.attention import ATTENTION
+from tp2d_mesh.model.documents import DocumentEnds, documents_of
 from tp2d_mesh.testing import run_on_mesh
 from tp2d_mesh.testing.packed_parity import documents, documents_reference, flash_attention_in_torch, packed_batch
 from tp2d_mesh.testing.parity import TINY, Batch, EngineRun, Reference, micro_batches, tiny_model, worst_differences
@@ -52,7 +54,7 @@ def worst(expected: Reference, found: EngineRun) -> float:
         ("llama", {}, 2, 2, {}),
         ("qwen3", {}, 1, 1, {"attn_implementation": "eager"}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, 2, 2, {}),
-        ("gemma3_text", {"sliding_window": 4}, 2, 2, {"activation_checkpointing": True}),
+        ("gemma3_text", {"sliding_window": 4}, 2, 2, {"activation_checkpointing": "full"}),
     ],
 )
 def test_packed_rows_equal_their_documents_alone(
@@ -83,6 +85,33 @@ def test_without_the_boundaries_parity_fails(fault: str, saved: Callable[[str], 
     for found in run_on_mesh(run_engine, SGD, config, folder, [batch], accumulation=1):
         gradients = worst_differences(expected.gradients, found.gradients, prefix="grad.")
         assert gradients["model.layers.0.self_attn.q_proj.weight"] > 1e-2
+
+
+class Carrying(dict[str, torch.Tensor]):
+    """A batch as the data package's loader hands it out, with the ends of its documents."""
+
+    documents: DocumentEnds
+
+
+def run_carried(mesh: Mesh, config: Any, folder: Path) -> tuple[str, float, float]:
+    """Loss and norm of a step whose positions tell of no document: the ends are those that the batch carries."""
+    engine = FSDP2Engine(SGD, config=config, weights=folder, mesh=mesh)
+    batch = Carrying(BATCH)
+    batch.documents = documents_of(BATCH["position_ids"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tp2d_mesh.model.documents.documents_of", None)
+        stats = engine.train_step([batch])
+    name = engine.model.config._attn_implementation
+    engine.close()
+    return name, float(stats.loss), float(stats.grad_norm)
+
+
+def test_the_ends_that_a_batch_carries_are_those_of_our_attention(saved: Callable[[str], Saved]) -> None:
+    """Shows a family that falls back to a mask unnoticed, or ends looked for although they came with the batch."""
+    config, folder, expected = saved("llama")
+    for name, loss, norm in run_on_mesh(run_carried, config, folder, tp=2):
+        assert name == ATTENTION
+        assert (loss, norm) == pytest.approx((expected.losses[0], expected.norms[0]), rel=1e-10)
 
 
 def run_with_flash(mesh: Mesh, config: Any, folder: Path, batch: Batch) -> dict[str, torch.Tensor]:
@@ -138,7 +167,7 @@ def test_packed_and_padded_rows_agree_in_every_precision(
 def compiled(mesh: Mesh, config: Any, folder: Path) -> list[float]:
     """Loss and norm of a step on padded rows, then of one on packed rows, by one engine whose weights stay."""
     spec = EngineSpec(
-        compile=True, activation_checkpointing=True, optimizer="sgd", learning_rate=0.0, max_grad_norm=None
+        compile=True, activation_checkpointing="full", optimizer="sgd", learning_rate=0.0, max_grad_norm=None
     )
     engine = FSDP2Engine(spec, config=config, weights=folder, mesh=mesh)
     steps = [engine.train_step([batch]) for batch in (padded(BATCH), BATCH)]

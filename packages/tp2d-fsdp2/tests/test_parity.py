@@ -5,7 +5,7 @@ Each test says which fault it would show. The full matrix of meshes, families an
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,36 @@ def test_float64_gradients_and_weights_equal_one_process(
         assert max(weights.values()) < bound, weights
         assert found.norms == pytest.approx(expected.norms, rel=bound)
         assert found.losses == pytest.approx(expected.losses, rel=bound)
+
+
+WHOLE_GRAPHS = {"compile": True, "compile_backend": "aot_eager"}  # traced and split as ever, with the kernels of eager
+
+
+@pytest.mark.parametrize(
+    ("family", "dp", "tp", "accumulation", "options"),
+    [
+        ("qwen3", 2, 2, 4, {"gather_once": False}),
+        ("qwen2", 2, 2, 4, {"gather_once": True}),
+        ("qwen3", 2, 2, 2, {"activation_checkpointing": "selective"}),
+        ("olmo2", 1, 2, 1, {"activation_checkpointing": "full"}),
+        ("llama", 1, 1, 2, {"activation_checkpointing": "selective"}),
+        ("qwen3", 1, 2, 2, WHOLE_GRAPHS),
+        ("gemma3_text", 2, 1, 2, WHOLE_GRAPHS | {"activation_checkpointing": "selective", "gather_once": True}),
+        ("qwen2", 1, 2, 1, WHOLE_GRAPHS | {"activation_checkpointing": "full"}),
+    ],
+    ids=str,
+)
+def test_no_option_of_speed_or_memory_changes_a_gradient(
+    family: str, dp: int, tp: int, accumulation: int, options: dict, one_step: Callable[[str], Case]
+) -> None:
+    """Shows a sum over tp that recomputation or tracing loses or repeats, and gradients kept over from a step."""
+    case = one_step(family)
+    bound = 1e-6 if family.startswith("gemma") else 1e-10
+    for found in case.run(replace(SGD, **options), accumulation=accumulation, dp=dp, tp=tp):
+        gradients = worst_differences(case.expected.gradients, found.gradients, prefix="grad.")
+        weights = worst_differences(case.expected.weights, found.weights, prefix="model.")
+        assert max(gradients.values()) < bound, gradients
+        assert max(weights.values()) < bound, weights
 
 
 def run_without_partial_sums(mesh: Mesh, *args: Any, **options: Any) -> EngineRun:

@@ -57,12 +57,12 @@ def test_a_step_that_is_not_finite_leaves_no_trace(spec: EngineSpec, poison: Poi
         assert not any(without.skipped)
 
 
-def host_reads(mesh: Mesh, config: Any, precisions: list[str]) -> list[tuple[int, int]]:
+def host_reads(mesh: Mesh, config: Any, changes: list[dict]) -> list[tuple[int, int]]:
     """Values the host reads in a step, after a first one that may set things up; and those read by the model's code."""
     rows = micro_batches(BATCHES[0], layout=mesh.layout, rank=mesh.rank, accumulation=2)
     counts = []
-    for precision in precisions:
-        one = half_or_not(replace(ADAMW, precision=precision), config=config, mesh=mesh)
+    for change in changes:
+        one = half_or_not(replace(ADAMW, **change), config=config, mesh=mesh)
         one.train_step(rows)
         with pytest.MonkeyPatch.context() as patch, HostReads() as all_reads:
             own = HostReads()
@@ -80,13 +80,15 @@ def half_or_not(spec: EngineSpec, *, config: Any, mesh: Mesh) -> FSDP2Engine:
         return FSDP2Engine(spec, config=config, weights=None, mesh=mesh)
 
 
-def test_only_transformers_reads_on_the_host_in_a_step() -> None:
+def test_nothing_is_read_on_the_host_in_a_step() -> None:
     """Shows an `.item()` or an `if tensor`: on a GPU each would make the host wait until the device has caught up.
 
-    transformers' mask code looks for packed rows, once per micro-batch; nothing else is read, in fp16 neither.
+    transformers' mask code looks for packed rows, once per micro-batch, where its attention is asked for.
     """
     config = tiny_model("qwen3", dtype=torch.float32).config
-    assert run_on_mesh(host_reads, config, ["fp32", "bf16", "fp16"], dp=2, tp=2) == [[(2, 2)] * 3] * 4
+    changes = [{"precision": name} for name in ("fp32", "bf16", "fp16")] + [{"attn_implementation": "sdpa"}]
+    expected = [(0, 0), (0, 0), (0, 0), (2, 2)]
+    assert run_on_mesh(host_reads, config, changes, dp=2, tp=2) == [expected] * 4
 
 
 def fp16_run(mesh: Mesh, config: Any, scale: float) -> SkippedRun:

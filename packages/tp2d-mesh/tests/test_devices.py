@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from tp2d_mesh import devices
@@ -129,3 +131,14 @@ def test_on_a_gpu():
     first, again = rng_round_trip(device)
     assert torch.equal(first, again)
     assert devices.get_rng_state(device).device == CPU
+
+
+def deterministic(mesh):
+    devices.use_deterministic_kernels()
+    with pytest.raises(RuntimeError, match="put_ does not have a deterministic implementation"):
+        torch.zeros(4).put_(torch.tensor([0]), torch.tensor([1.0]))
+    return os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+
+def test_an_operation_that_cannot_repeat_is_refused_by_name():
+    assert run_on_mesh(deterministic, fresh=True) == [":4096:8"]

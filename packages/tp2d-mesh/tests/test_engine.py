@@ -13,6 +13,10 @@ from tp2d_mesh import EngineSpec
     [
         ({"precision": "fp8"}, "precision='fp8' is not known: choose one of auto, fp64, fp32, bf16, bf16-pure, fp16."),
         ({"optimizer": "lion"}, "optimizer='lion' is not known; choose from adamw, sgd."),
+        (
+            {"activation_checkpointing": "some"},
+            "activation_checkpointing='some' is not known; choose from none, selective, full.",
+        ),
         ({"learning_rate": -1.0}, "learning_rate=-1.0 is negative: give 0 or more."),
         ({"weight_decay": float("nan")}, "weight_decay=nan is negative: give 0 or more."),
         ({"max_grad_norm": 0.0}, "max_grad_norm=0.0 is not a norm to clip to: give more than 0, or None."),

@@ -90,3 +90,18 @@ def test_a_learning_rate_of_zero_keeps_the_weights() -> None:
     set_learning_rate(optimizer, 0.0)
     step(optimizer, tensor)
     assert torch.equal(tensor, parameter())
+
+
+@pytest.mark.parametrize("spec", [ADAMW, SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 1e-6), (torch.float64, 1e-14)], ids=str)
+def test_a_factor_scales_the_gradients_of_one_step(spec: EngineSpec, dtype: torch.dtype, rel: float) -> None:
+    """Shows a scale that is applied the wrong way round, in float32 only, or still in the step after."""
+    scaled, plain = (nn.Parameter(torch.linspace(-1, 1, 40, dtype=dtype)) for _ in range(2))
+    first, second = build_optimizer(spec, [scaled]), build_optimizer(spec, [plain])
+    for gradient, factor in ((3.0, 0.3), (-1.0, None), (2.0, 0.7)):
+        scaled.grad = torch.linspace(1, 2, 40, dtype=dtype) * gradient
+        plain.grad = scaled.grad * (1.0 if factor is None else factor)
+        good = torch.tensor(False)
+        step_unless(first, good, factor=None if factor is None else torch.tensor(factor, dtype=dtype))
+        step_unless(second, good)
+    torch.testing.assert_close(scaled, plain, rtol=rel, atol=rel)

@@ -16,14 +16,15 @@ from tp2d_data import Corpus, DataSpec, LastBatch, LossOn, Mode, Packing, Stream
 from tp2d_train.engines import ENGINES
 from tp2d_train.fields import checked, chosen, derived, option
 from tp2d_train.names import meant
+from tp2d_train.sizes import batch_sizes, mesh_sizes
 
 if TYPE_CHECKING:
     from tp2d_mesh import EngineSpec, Layout
 
-DEFAULT_WORKERS = 4
 SCHEDULES = ("constant", "linear", "cosine")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 PROGRESS = ("auto", "bar", "lines", "quiet")
+RECOMPUTATION = ("none", "selective", "full")
 PAIRS, CHATS = ("loss_on", "completion"), ("loss_on", "assistant")
 
 
@@ -140,8 +141,18 @@ class TrainConfig:
         common=True,
         choices=("auto", "fp32", "bf16", "bf16-pure", "fp16"),
     )
-    activation_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
-    compile: bool = option(False, "compile every layer with torch.compile")
+    activation_checkpointing: str = option(
+        "none",
+        "what backward computes again: nothing, all but matrix products and attention, or everything",
+        choices=RECOMPUTATION,
+    )
+    compile: bool | None = option(
+        None, "compile every layer; none: on GPUs, for families shown to compile whole (fsdp2)"
+    )
+    gather_once: bool | None = option(
+        None, "gather weights and reduce gradients once a step; none: where both fit whole (fsdp2)"
+    )
+    deterministic: bool = option(False, "kernels that repeat bit for bit on GPUs, which are slower; on CPUs all do")
     seed: int = option(42, "seed of weights, dropout and data order", fixed=True, least=0)
     num_epochs: int = option(1, "passes over the data", least=1, starts="Length", common=True)
     max_steps: int | None = option(None, "end after this many optimizer steps in all", least=1, common=True)
@@ -181,14 +192,25 @@ class TrainConfig:
         return super().__new__(cls)
 
     def __post_init__(self, batch_size: int | None) -> None:
+        if isinstance(self.activation_checkpointing, bool):  # what it was once, in stored runs
+            self._set("activation_checkpointing", "full" if self.activation_checkpointing else "none")
         if batch_size is not None:
             self._set("batch_size_per_gpu", _agreed("batch_size_per_gpu", self.batch_size_per_gpu, batch_size))
         for field in dataclasses.fields(self):
             if getattr(self, field.name) is None and "builtin" in field.metadata:
                 self._set(field.name, field.metadata["builtin" if self._has_builtin(field.name) else "default"])
             self._set(field.name, checked(field, getattr(self, field.name)))
-        self._derive_mesh()
-        self._derive_batch()
+        dp, workers = mesh_sizes(tp=self.tp_size, dp=self.dp_size, workers=self.num_workers)
+        self._set("dp_size", dp)
+        self._set("num_workers", workers)
+        steps, rows = batch_sizes(
+            dp=dp,
+            per_gpu=self.batch_size_per_gpu,
+            steps=self.gradient_accumulation_steps,
+            rows=self.global_batch_size,
+        )
+        self._set("gradient_accumulation_steps", steps)
+        self._set("global_batch_size", rows)
         if self.streaming and self.max_steps is None:
             raise ValueError("streaming needs max_steps: nobody knows how long a stream's epoch is")
 
@@ -249,33 +271,6 @@ class TrainConfig:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-
-    def _derive_mesh(self) -> None:
-        tp, dp, workers = self.tp_size, self.dp_size, self.num_workers
-        if workers is None:
-            workers = DEFAULT_WORKERS if dp is None else dp * tp
-        if dp is None:
-            dp = max(1, workers // tp)
-        if dp * tp != workers:
-            raise ValueError(
-                f"tp_size {tp} x dp_size {dp} = {dp * tp}, but num_workers is {workers}: "
-                "change one of them, or leave out dp_size or num_workers and it follows from the others"
-            )
-        self._set("dp_size", dp)
-        self._set("num_workers", workers)
-
-    def _derive_batch(self) -> None:
-        micro = self.dp_size * self.batch_size_per_gpu
-        given = self.global_batch_size
-        steps = self.gradient_accumulation_steps or (1 if given is None else max(1, given // micro))
-        if given not in (None, micro * steps):
-            raise ValueError(
-                f"global_batch_size {given} is not dp_size {self.dp_size} x batch_size_per_gpu "
-                f"{self.batch_size_per_gpu} x gradient_accumulation_steps {steps} = {micro * steps}: "
-                f"choose a multiple of {micro} and leave out gradient_accumulation_steps"
-            )
-        self._set("gradient_accumulation_steps", steps)
-        self._set("global_batch_size", micro * steps)
 
 
 def option_fields() -> tuple[dataclasses.Field, ...]:

@@ -16,6 +16,14 @@ class Engine(Protocol):
     def parameter_count(self) -> int:
         """The parameters of the whole model, a tied one once."""
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the first step compiles the model's layers."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of how the model is computed."""
+
     def train_step(self, micro_batches: Sequence[Batch]) -> StepStats:
         """Makes one optimizer step on this dp rank's micro-batches."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from tp2d_ckpt import Checkpointer
-from tp2d_mesh import Mesh
+from tp2d_mesh import Mesh, model_batch
 from tp2d_mesh.testing import run_on_mesh
 from tp2d_mesh.testing.parity import TINY, micro_batches, random_batches, tiny_model
 from tp2d_train.commands.export import main
@@ -29,7 +29,7 @@ def train_and_save(mesh: Mesh, settings: TrainConfig, root: Path) -> torch.Tenso
     Checkpointer(root, mesh=mesh).save(step=2, tensors=engine.state(), state={}, rank_state={})
     engine.evaluate(BATCHES[0])
     with torch.no_grad():
-        logits = engine.model(input_ids=BATCHES[0]["input_ids"], use_cache=False).logits
+        logits = model_batch(BATCHES[0], config=engine.model.config, device=mesh.device).logits(engine.model)
     engine.close()
     return logits
 

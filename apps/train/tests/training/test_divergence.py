@@ -58,7 +58,9 @@ def train_with_a_bad_batch(mesh: Mesh, settings: dict[str, Any]) -> dict[str, An
         def train_step(micro_batches: Any) -> Any:
             bad = next(steps) == BAD and mesh.rank == mesh.layout.world_size - 1
             head = engine.model.get_output_embeddings()
-            hook = head.register_forward_hook(lambda module, inputs, output: output * torch.nan) if bad else None
+            # Hidden states of NaN: the logits of this rank's part of the vocabulary are NaN, and of no other's.
+            spoil = head.register_forward_pre_hook
+            hook = spoil(lambda module, inputs: (inputs[0] * torch.nan, *inputs[1:])) if bad else None
             try:
                 return step(micro_batches)
             finally:

@@ -9,14 +9,12 @@ import copy
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from tp2d_mesh import (
     Layout,
     Mesh,
@@ -32,8 +30,11 @@ from tp2d_mesh import (
     plan_model,
     resolve_precision,
 )
+from tp2d_mesh.model.chunked_loss import give_loss
+from tp2d_mesh.model.heads import head_of
 from tp2d_mesh.model.loss import count_global_tokens, global_loss_sum, token_loss_sum
 from tp2d_mesh.model.optimizer import moments, set_learning_rate, set_steps_taken, stepped_tensors, steps_taken
+from tp2d_mesh.model.recomputation import recomputed
 from tp2d_mesh.model.weights import initialize_weights, load_weights, parameter_count
 
 from tp2d_autotp import runtime
@@ -66,6 +67,11 @@ def check(spec: AutoTPSpec, *, layout: Layout, device: torch.device, model: nn.M
     """
     if spec.compile:
         raise ValueError("compile=True has not been checked under DeepSpeed AutoTP: use the engine fsdp2 for it.")
+    if spec.activation_checkpointing == "selective" and layout.tp > 1:
+        raise ValueError(
+            f"activation_checkpointing='selective' keeps matrix products that DeepSpeed AutoTP then sums over "
+            f"tp_size={layout.tp} ranks in place: use 'full', tp_size=1, or the engine fsdp2."
+        )
     deepspeed_config(spec, layout=layout, device=device)
     if model is None:
         return None
@@ -86,12 +92,16 @@ class AutoTPEngine:
 
     Attributes:
         parameter_count: how many parameters the whole model has, a tied one counted once.
+        compiled: whether layers are compiled.
+        warnings: what a user should know of how the model is computed.
 
     Raises:
         ValueError: see `check`; or another engine is open, or the folder does not hold the model's weights.
     """
 
     name = "autotp"
+    compiled = False
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self, spec: AutoTPSpec, *, config: Any, weights: Path | None, mesh: Mesh, progress: Progress = no_progress
@@ -111,10 +121,12 @@ class AutoTPEngine:
         except BaseException:
             runtime.leave()
             raise
-        if spec.activation_checkpointing:
-            for name in self.plan.layers:
-                layer = self.model.get_submodule(name)
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        self.head = head_of(skeleton)
+        if self.head is not None:
+            give_loss(self.model, self.head, rows=self._vocabulary_rows(), group=mesh.tp_group)
+        for name in self.plan.layers:
+            layer = self.model.get_submodule(name)
+            layer.forward = recomputed(layer.forward, mode=spec.activation_checkpointing, has_sums=False)
         torch.manual_seed(spec.seed + mesh.dp_rank)
 
     def _open(self, skeleton: Any, precision: Precision) -> None:
@@ -196,6 +208,9 @@ class AutoTPEngine:
         return model_batch(batch, config=self.model.config, device=self.mesh.device)
 
     def _loss_sum(self, model: Any, batch: ModelBatch) -> torch.Tensor:
+        if self.head is not None:
+            loss: torch.Tensor = model(labels=batch.labels, **batch.inputs)
+            return loss
         logits = batch.logits(model)
         return token_loss_sum(logits, batch.labels, rows=self._vocabulary_rows(), group=self.mesh.tp_group)
 

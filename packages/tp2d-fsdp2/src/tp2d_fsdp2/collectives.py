@@ -12,23 +12,24 @@ function   forward                    backward
 `split`    whole -> split, no traffic  split -> whole, all-gather
 =========  =========================  ==========================
 
-Functional collectives are used throughout, because `torch.compile` can trace them and because autograd may hand the
-same gradient buffer to several nodes, so none may be reduced in place.
+Functional collectives are used throughout, because `torch.compile` can trace them, because recomputation can keep
+their results, and because autograd may hand the same gradient buffer to several nodes, so none may be reduced in place.
+They are called as operators: the functions around these wrap each result in a subclass.
 """
 
-import weakref
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as funcol
 from torch.autograd import Function
 from tp2d_mesh import chunk_range
 
 
 def all_reduce_sum(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The sum of `x` over `group`, as a new tensor of the same shape on every rank."""
-    return funcol.wait_tensor(funcol.all_reduce(x.contiguous(), "sum", group))
+    return torch.ops._c10d_functional.wait_tensor(
+        torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", group.group_name)
+    )
 
 
 def _all_gather_last(x: torch.Tensor, group: dist.ProcessGroup, size: int) -> torch.Tensor:
@@ -36,7 +37,9 @@ def _all_gather_last(x: torch.Tensor, group: dist.ProcessGroup, size: int) -> to
     world = dist.get_world_size(group)
     widths = [stop - start for start, stop in (chunk_range(size, world, r) for r in range(world))]
     padded = torch.nn.functional.pad(x, (0, widths[0] - x.shape[-1])).movedim(-1, 0).contiguous()
-    joined = funcol.wait_tensor(funcol.all_gather_tensor(padded, 0, group))
+    joined = torch.ops._c10d_functional.wait_tensor(
+        torch.ops._c10d_functional.all_gather_into_tensor(padded, world, group.group_name)
+    )
     parts = [part[:width] for part, width in zip(joined.split(widths[0]), widths, strict=True)]
     return torch.cat(parts).movedim(0, -1).contiguous()
 
@@ -100,23 +103,14 @@ class TensorParallel:
         self.group = group
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
-        self._entered: tuple[weakref.ref[torch.Tensor], torch.Tensor] | None = None
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:
         """A whole tensor as the input of split projections; its gradient is summed over the group.
 
-        Projections that read the same tensor (query, key and value; gate and up) share one crossing, so that backward
-        sums their gradients locally first and pays for one all-reduce, not three.
+        Projections that read the same tensor (query, key and value; gate and up) read one result of it: backward sums
+        their gradients on the rank first and pays for one all-reduce, not three.
         """
-        if torch.compiler.is_compiling():
-            return _Enter.apply(x, self.group)
-        if self._entered is None or self._entered[0]() is not x:
-            self._entered = (weakref.ref(x), _Enter.apply(x, self.group))
-        return self._entered[1]
-
-    def forget(self) -> None:
-        """Drop the last shared crossing, which otherwise keeps one activation alive between steps."""
-        self._entered = None
+        return _Enter.apply(x, self.group)
 
     def total(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of every rank's partial result, whole on every rank."""

@@ -29,6 +29,7 @@ from tp2d_mesh import (
     plan_model,
     resolve_precision,
 )
+from tp2d_mesh.model.heads import head_of
 from tp2d_mesh.model.loss import count_global_tokens, global_loss_sum, token_loss_sum
 from tp2d_mesh.model.optimizer import (
     build_optimizer,
@@ -41,15 +42,16 @@ from tp2d_mesh.model.optimizer import (
 )
 from tp2d_mesh.model.weights import initialize_weights, load_weights, parameter_count
 
+from tp2d_fsdp2.families import COMPILED_FAMILIES
 from tp2d_fsdp2.gradients import (
     clip_factor,
     global_norm_and_loss,
     local_gradient,
-    scale_gradients,
     sum_partial_gradients,
 )
 from tp2d_fsdp2.loss_scale import LossScale
 from tp2d_fsdp2.parallelize import parallelize
+from tp2d_fsdp2.sharding import fits_gathered
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -58,7 +60,7 @@ Batch = Mapping[str, torch.Tensor]
 def check(spec: EngineSpec, *, layout: Layout, device: torch.device, model: None = None) -> None: ...
 @overload
 def check(spec: EngineSpec, *, layout: Layout, device: torch.device, model: nn.Module) -> Plan: ...
-def check(spec: EngineSpec, *, layout: Layout, device: torch.device, model: nn.Module | None = None) -> Plan | None:
+def check(spec: EngineSpec, *, layout: Layout, device: torch.device, model: Any = None) -> Plan | None:
     """Refuse what this engine cannot train exactly; no process group and no memory is needed.
 
     Args:
@@ -74,7 +76,28 @@ def check(spec: EngineSpec, *, layout: Layout, device: torch.device, model: nn.M
         ValueError: names the option, module or parameter.
     """
     resolve_precision(spec.precision, device)
-    return None if model is None else plan_model(model, tp=layout.tp, verified_only=spec.verified_only)
+    if model is None:
+        return None
+    model_type = model.config.model_type
+    if spec.compile and spec.verified_only and model_type not in COMPILED_FAMILIES:
+        raise ValueError(
+            f"compile=True: the layers of model type {model_type!r} have not been shown to compile whole: leave "
+            f"compile out."
+        )
+    return plan_model(model, tp=layout.tp, verified_only=spec.verified_only)
+
+
+def is_compiled(spec: EngineSpec, *, model_type: str, device: torch.device) -> bool:
+    """Whether each layer is compiled: as the spec says, or on GPUs where the family was shown to compile whole.
+
+    Args:
+        spec: how the model is to be trained.
+        model_type: of the model's configuration.
+        device: where the run computes.
+    """
+    if spec.compile is not None:
+        return spec.compile
+    return device.type == "cuda" and model_type in COMPILED_FAMILIES
 
 
 class FSDP2Engine:
@@ -89,6 +112,8 @@ class FSDP2Engine:
 
     Attributes:
         parameter_count: how many parameters the whole model has, a tied one counted once.
+        compiled: whether layers are compiled.
+        warnings: what a user should know of how the model is computed.
 
     Raises:
         ValueError: see `check`; or the folder does not hold the model's weights.
@@ -108,13 +133,35 @@ class FSDP2Engine:
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         self.vocabulary_rows = chunk_range(vocabulary, mesh.layout.tp, mesh.tp_rank)
         progress("splitting the model over the ranks")
-        self.tp = parallelize(self.model, mesh=mesh, plan=self.plan, precision=precision, spec=spec)
+        self.compiled = is_compiled(spec, model_type=config.model_type, device=mesh.device)
+        self.head = head_of(self.model)
+        self.sharding = parallelize(
+            self.model,
+            mesh=mesh,
+            plan=self.plan,
+            precision=precision,
+            spec=spec,
+            head=self.head,
+            compiled=self.compiled,
+        )
+        self.gathers_once = (
+            fits_gathered(spec, parameters=self.parameter_count, precision=precision, mesh=mesh)
+            if spec.gather_once is None
+            else spec.gather_once
+        )
         self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
         self._fill_weights(weights, progress)
         # The shards themselves, not the DTensors around them: the kernels that can leave a step out take plain tensors.
         self.optimizer = build_optimizer(spec, map(_local, self.parameters.values()))
         self.loss_scale = LossScale(device=mesh.device) if precision.loss_scaling else None
         torch.manual_seed(spec.seed + mesh.dp_rank)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        if self.compiled or self.spec.compile is not None or self.mesh.device.type == "cpu":
+            return ()
+        kind = self.model.config.model_type
+        return (f"layers are not compiled: those of model type {kind!r} have not been shown to compile whole",)
 
     def _fill_weights(self, weights: Path | None, progress: Progress) -> None:
         state = self._named("model.", self.parameters)
@@ -152,13 +199,14 @@ class FSDP2Engine:
         scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         losses: list[torch.Tensor] = []
         for i, batch in enumerate(batches):
-            self.model.set_is_last_backward(i == len(batches) - 1)
+            self.sharding.begin(keep=self.gathers_once, last=i == len(batches) - 1)
             loss = self._loss_sum(batch)
             (loss * scale / tokens.clamp(min=1)).backward()  # a step without a label has a zero gradient
             losses.append(loss.detach())
-        self.tp.forget()
+        self.sharding.end(keep=self.gathers_once)
         return sum(losses[1:], start=losses[0])
 
+    @torch.no_grad()
     def _update(self, norm: torch.Tensor) -> torch.Tensor:
         """Undo the loss scale, clip, step, clear the gradients; returns whether the step counts as skipped.
 
@@ -169,11 +217,10 @@ class FSDP2Engine:
         factor = torch.ones_like(norm) if limit is None else clip_factor(norm, limit)
         if self.loss_scale is not None:
             factor = factor / self.loss_scale.value
-        if limit is not None or self.loss_scale is not None:
-            scale_gradients(self.parameters, factor)
         for shard, parameter in zip(stepped_tensors(self.optimizer), self.parameters.values(), strict=True):
             shard.grad = local_gradient(parameter)
-        step_unless(self.optimizer, bad)
+        scaled = limit is not None or self.loss_scale is not None
+        step_unless(self.optimizer, bad, factor=factor if scaled else None)
         self.optimizer.zero_grad()
         self.model.zero_grad()
         return bad if self.loss_scale is None else self.loss_scale.update(bad)
@@ -188,13 +235,15 @@ class FSDP2Engine:
         self.model.eval()
         on_device = self._to_device(batch)
         loss_sum = self._loss_sum(on_device)
-        self.tp.forget()
         return global_loss_sum(loss_sum, on_device.labels, dp_group=self.mesh.dp_group)
 
     def _to_device(self, batch: Batch) -> ModelBatch:
         return model_batch(batch, config=self.model.config, device=self.mesh.device)
 
     def _loss_sum(self, batch: ModelBatch) -> torch.Tensor:
+        if self.head is not None:
+            loss: torch.Tensor = self.model(labels=batch.labels, **batch.inputs)
+            return loss
         logits = batch.logits(self.model)
         return token_loss_sum(logits, batch.labels, rows=self.vocabulary_rows, group=self.mesh.tp_group)
 

@@ -5,53 +5,91 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.utils.checkpoint import checkpoint
-from tp2d_mesh import EngineSpec, Mesh, Plan, Precision
+from tp2d_mesh import EngineSpec, Mesh, Plan, Precision, chunk_range
+from tp2d_mesh.model.chunked_loss import give_loss
+from tp2d_mesh.model.heads import Head
+from tp2d_mesh.model.recomputation import recomputed
 
 from tp2d_fsdp2.collectives import TensorParallel
-from tp2d_fsdp2.precision import fsdp_policy
-from tp2d_fsdp2.styles import apply_styles, distribute_parameters
+from tp2d_fsdp2.sharding import Sharding, shard
+from tp2d_fsdp2.styles import apply_styles, distribute_parameters, with_local_parameters
+
+_GRAPHS = 64
 
 
 def parallelize(
-    model: nn.Module,
+    model: Any,
     *,
     mesh: Mesh,
     plan: Plan,
     precision: Precision,
     spec: EngineSpec,
-) -> TensorParallel:
-    """Tensor parallel, then per layer: compile, checkpoint; then FSDP2 per layer and root; then storage.
+    head: Head | None = None,
+    compiled: bool = False,
+) -> Sharding:
+    """Tensor parallel and the loss; per layer recomputation and compilation; FSDP2 per unit; then storage.
 
     Args:
         model: a skeleton on the meta device; it is changed in place.
-        mesh: the dp x tp mesh; every parameter ends as a DTensor on it.
+        mesh: the dp x tp mesh.
         plan: the model's plan at `mesh.layout.tp`.
         precision: dtypes of masters, compute and reduction.
-        spec: its `activation_checkpointing` and `compile` are read.
+        spec: its `activation_checkpointing` and `compile_backend` are read.
+        head: how the loss is computed in chunks, so that the model's forward returns it for `labels`. Without, and
+            where this is None, it returns logits, of this tp rank's chunk of the vocabulary.
+        compiled: whether each layer is compiled, as one graph.
 
     Returns:
-        The crossings of the tp group, which the engine clears after each step.
+        The units of FSDP2, which are told of every micro-batch.
     """
-    tp = TensorParallel(mesh.tp_group)
-    distribute_parameters(model, plan, mesh)
-    apply_styles(model, plan, tp)
+    split = mesh.layout.tp > 1
+    rows = chunk_range(model.get_output_embeddings().weight.shape[0], mesh.layout.tp, mesh.tp_rank)
+    if split:
+        distribute_parameters(model, plan, mesh)
+        apply_styles(model, plan, TensorParallel(mesh.tp_group))
+    if head is not None:
+        give_loss(model, head, rows=rows, group=mesh.tp_group)
+    if split:
+        _use_local_parameters_outside(model, plan)
     for name in plan.layers:
-        layer = model.get_submodule(name)
-        if spec.compile:
-            layer.forward = torch.compile(layer.forward)
-        if spec.activation_checkpointing:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[assignment]
-    policy = fsdp_policy(precision)
-    for unit in (*map(model.get_submodule, plan.layers), model):
-        _shard(unit, mesh=mesh, policy=policy)
-    model._apply(lambda t: torch.empty_like(t, device=mesh.device) if t.is_meta else t.to(mesh.device))
-    return tp
+        _prepare_layer(model.get_submodule(name), split=split, spec=spec, compiled=compiled)
+    sharding = shard(model, plan=plan, mesh=mesh, precision=precision)
+    _allocate(model, mesh.device)
+    return sharding
 
 
-def _shard(module: nn.Module, *, mesh: Mesh, policy: MixedPrecisionPolicy) -> None:
-    """FSDP2 on one unit, with gradients summed over dp: the loss is already divided by the global token count."""
-    sharded: Any = fully_shard(module, mesh=mesh.device_mesh["dp"], mp_policy=policy)
-    sharded.set_gradient_divide_factor(1.0)
-    sharded.set_force_sum_reduction_for_comms(True)
+def _allocate(model: nn.Module, device: torch.device) -> None:
+    """Undefined storage for parameters on the meta device, ties kept; buffers move."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for leaf, parameter in module._parameters.items():
+            if type(parameter) is nn.Parameter and parameter.is_meta:  # FSDP2 and DTensor keep their own ties
+                empty = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=parameter.requires_grad)
+                module._parameters[leaf] = made.setdefault(id(parameter), empty)
+    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+
+
+def _prepare_layer(layer: Any, *, split: bool, spec: EngineSpec, compiled: bool) -> None:
+    """Local parameters outside of what is compiled, and inside of what is recomputed without compilation.
+
+    A graph may not change which parameters a module has. Recomputation in backward must change them again, since
+    the forward's change has been undone by then; a compiled graph has them as inputs.
+    """
+    modules = list(layer.modules())
+    forward = layer.forward
+    checkpointed = partial(recomputed, mode=spec.activation_checkpointing, has_sums=split)
+    if compiled:
+        # Training and evaluation, packed and plain rows, and every kind of layer have a graph each.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
+        forward = torch.compile(checkpointed(forward), backend=spec.compile_backend, fullgraph=True)
+        layer.forward = with_local_parameters(modules, forward) if split else forward
+    else:
+        forward = with_local_parameters(modules, forward) if split else forward
+        layer.forward = checkpointed(forward)
+
+
+def _use_local_parameters_outside(model: nn.Module, plan: Plan) -> None:
+    inside = {module for name in plan.layers for module in model.get_submodule(name).modules()}
+    for module in model.modules():
+        if module not in inside and module._parameters:
+            module.forward = with_local_parameters([module], module.forward)  # type: ignore[assignment]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tp2d_mesh import EngineSpec, Mesh, NamedTensor
 from tp2d_mesh.testing.parity import Batch, EngineRun, copied, train_engine
 
@@ -24,4 +25,6 @@ def run_engine(
     hook = engine.optimizer.register_step_pre_hook(remember)
     run = train_engine(engine, batches, accumulation=accumulation, gradients=gradients)
     engine.close()
+    if spec.compile:
+        torch._dynamo.reset()  # ranks may be used again, and keep the graphs of all that went before
     return run

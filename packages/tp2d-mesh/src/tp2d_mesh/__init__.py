@@ -2,11 +2,18 @@
 
 from importlib.metadata import version
 
-from tp2d_mesh.engine import OPTIMIZERS, EngineSpec, Progress, StepStats, no_progress
+from tp2d_mesh.engine import OPTIMIZERS, RECOMPUTATION, EngineSpec, Progress, StepStats, no_progress
 from tp2d_mesh.layout import Coordinates, Layout
 from tp2d_mesh.mesh import Mesh, build_mesh
 from tp2d_mesh.model.causality import Reach, Verdict, check_causal, measure_reach
-from tp2d_mesh.model.families import CAUSAL_FAMILIES, CAUSAL_IF, PACKED_FAMILIES, VARLEN_FAMILIES, VERIFIED_FAMILIES
+from tp2d_mesh.model.families import (
+    CAUSAL_FAMILIES,
+    CAUSAL_IF,
+    DOCUMENT_FAMILIES,
+    PACKED_FAMILIES,
+    VARLEN_FAMILIES,
+    VERIFIED_FAMILIES,
+)
 from tp2d_mesh.model.loss import IGNORED
 from tp2d_mesh.model.packed import ModelBatch, check_packed, forward_inputs, model_batch
 from tp2d_mesh.model.plan import ParameterPlan, Plan, Style, check_heads, plan_model
@@ -20,11 +27,13 @@ __version__ = version("tp2d-mesh")
 __all__ = [
     "CAUSAL_FAMILIES",
     "CAUSAL_IF",
+    "DOCUMENT_FAMILIES",
     "IGNORED",
     "MPU",
     "OPTIMIZERS",
     "PACKED_FAMILIES",
     "PRECISIONS",
+    "RECOMPUTATION",
     "VARLEN_FAMILIES",
     "VERIFIED_FAMILIES",
     "Box",

@@ -63,6 +63,11 @@ def backend_for(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
+def bound_device(device: torch.device) -> torch.device | None:
+    """What `init_process_group` takes as its `device_id`: the GPU, which NCCL then need not guess; None for the CPU."""
+    return device if device.type == "cuda" else None
+
+
 def fast_dtypes(device: torch.device) -> frozenset[torch.dtype]:
     """The 16-bit dtypes that a GPU multiplies in hardware; empty for the CPU."""
     if device.type != "cuda":
@@ -136,3 +141,13 @@ def set_rng_state(state: torch.Tensor, device: torch.device) -> None:
         torch.cuda.set_rng_state(state, device)
     else:
         torch.set_rng_state(state)
+
+
+def use_deterministic_kernels() -> None:
+    """From now on kernels give the same bits for the same numbers; torch refuses, by name, an operation that cannot.
+
+    Call it before a GPU is used: cuBLAS reads its setting when it starts. Collectives repeat on the same ranks anyway.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing here reads what was not written

@@ -10,6 +10,10 @@ from tp2d_mesh.precision import check_precision
 OPTIMIZERS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
 """Every optimizer by name, with the names of its moments. sgd is plain, for checking parity."""
 
+RECOMPUTATION = ("none", "selective", "full")
+"""What backward computes again of a decoder layer: nothing; all but matrix products and attention; everything. Sums
+over tp are kept in any case."""
+
 Progress = Callable[[str], None]
 """Takes what a start is doing now, a short text (`loading weights: 12 of 40 files`); once a second at most."""
 
@@ -29,15 +33,20 @@ class EngineSpec:
         weight_decay: AdamW's decoupled weight decay.
         max_grad_norm: clip the global gradient norm to this; None does not clip.
         seed: of the weights, where no file holds them, and, with the dp rank added, of dropout.
-        activation_checkpointing: recompute each decoder layer in backward instead of keeping its activations.
-        compile: run `torch.compile` on each decoder layer.
+        activation_checkpointing: what backward computes again, per decoder layer: one of `RECOMPUTATION`.
+        compile: run `torch.compile` on each decoder layer, as one graph; None: on a GPU, for families shown to trace
+            whole.
+        compile_backend: torch.compile's; `aot_eager` traces without other kernels, for checking parity.
+        gather_once: gather weights once and reduce gradients once per step, for all that is done with them in it; None:
+            where whole weights and gradients, beside the rank's states, take at most half of the memory.
         attn_implementation: transformers' name of an attention (`sdpa`, `eager`, `flash_attention_2`, ...); None is
             the model's default.
         trust_remote_code: whether code from the model's repository may run.
         verified_only: refuse families whose gradients were not checked; only the parity sweeps turn it off.
 
     Raises:
-        ValueError: an unknown precision or optimizer, a negative rate or decay, or a norm that is not positive.
+        ValueError: an unknown precision, optimizer or recomputation, a negative rate or decay, or a norm that is not
+            positive.
     """
 
     precision: str = "fp32"
@@ -46,8 +55,10 @@ class EngineSpec:
     weight_decay: float = 0.01
     max_grad_norm: float | None = 1.0
     seed: int = 42
-    activation_checkpointing: bool = False
-    compile: bool = False
+    activation_checkpointing: str = "none"
+    compile: bool | None = None
+    compile_backend: str = "inductor"
+    gather_once: bool | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     verified_only: bool = True
@@ -56,6 +67,11 @@ class EngineSpec:
         check_precision(self.precision)
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer={self.optimizer!r} is not known; choose from {', '.join(OPTIMIZERS)}.")
+        if self.activation_checkpointing not in RECOMPUTATION:
+            raise ValueError(
+                f"activation_checkpointing={self.activation_checkpointing!r} is not known; choose from "
+                f"{', '.join(RECOMPUTATION)}."
+            )
         for name, value in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
             if not value >= 0:
                 raise ValueError(f"{name}={value} is negative: give 0 or more.")

@@ -85,7 +85,7 @@ def build(
         precision=precision,
         loader=rows.loader,
         held_out=rows.held_out,
-        warnings=rows.warnings,
+        warnings=(*built.warnings, *rows.warnings),
         hardware=_hardware(config, found, ranks, parameters=built.parameter_count, precision=precision),
     )
 

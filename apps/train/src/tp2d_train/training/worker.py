@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
+from tp2d_mesh.devices import use_deterministic_kernels
+
 from tp2d_train.config import TrainConfig
 from tp2d_train.folder import RunFolder
 from tp2d_train.report.logs import logged_as_events, set_log_level
@@ -59,6 +61,8 @@ def _settings(config: Mapping[str, Any]) -> TrainConfig:
 
 
 def _train(config: TrainConfig, host: Host, folder: RunFolder, requested: Callable[[], bool]) -> dict[str, Any]:
+    if config.deterministic:
+        use_deterministic_kernels()  # before anything touches a GPU
     device = host.device(config.device)
     clock = Clock(device)
     record = Record(folder, active=own_rank() == 0)
@@ -85,7 +89,7 @@ def _train(config: TrainConfig, host: Host, folder: RunFolder, requested: Callab
         meter=meter,
     )
     announce(config, parts, run, record, resumed=None if info is None else info.path.name)
-    record.phase("compiling, and the first step" if config.compile else "the first step")
+    record.phase("compiling, and the first step" if parts.engine.compiled else "the first step")
     finished = loop.run()
     summary = summarise(config, parts, run, clock=clock, meter=meter, finished=finished)
     conclude(config, summary, record)

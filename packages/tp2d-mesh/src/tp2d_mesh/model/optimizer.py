@@ -20,16 +20,23 @@ def build_optimizer(spec: EngineSpec, parameters: Iterable[Any]) -> torch.optim.
     return torch.optim.AdamW(list(parameters), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
 
 
-def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
+def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor, *, factor: torch.Tensor | None = None) -> None:
     """Take a step; where `bad` is true change nothing: no weight, no moment, not the count of steps.
 
-    The host does not wait for `bad`.
+    The host does not wait for `bad`, and the gradients are scaled in the pass over them that takes the step.
 
     Args:
         optimizer: see `build_optimizer`.
         bad: bool scalar on the device of the tensors.
+        factor: scalar that the gradients are multiplied by; None: they are as they should be.
     """
-    optimizer.found_inf = bad.float()  # type: ignore[attr-defined] # as GradScaler tells the fused kernels
+    scale = None
+    if factor is not None and factor.dtype == torch.float64:  # the kernels take their scale in float32
+        torch._foreach_mul_([t.grad for t in stepped_tensors(optimizer) if t.grad is not None], factor)
+    elif factor is not None:
+        scale = 1.0 / factor
+    optimizer.grad_scale = scale  # type: ignore[attr-defined] # both as GradScaler tells the fused kernels
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
     optimizer.step()
 
 

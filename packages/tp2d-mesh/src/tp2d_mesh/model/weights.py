@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from tp2d_mesh.engine import EngineSpec, Progress, no_progress
+from tp2d_mesh.model.attention import ATTENTION, choose_attention, register_attention
 from tp2d_mesh.shards import NamedTensor
 
 
@@ -47,12 +49,19 @@ def build_skeleton(config: Any, *, spec: EngineSpec, dtype: torch.dtype) -> Any:
         config: a transformers configuration; it stays as it is.
         spec: its `attn_implementation` and `trust_remote_code` are read.
         dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: see `choose_attention`.
     """
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(config)
     config.use_cache = False
-    attention = {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
+    own_code = spec.trust_remote_code and bool(getattr(config, "auto_map", None))
+    chosen = choose_attention(config, requested=spec.attn_implementation, own_code=own_code)
+    if chosen == ATTENTION:
+        register_attention()
+    attention = {} if chosen is None else {"attn_implementation": chosen}
     with parameters_on_meta():
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, trust_remote_code=spec.trust_remote_code, **attention
@@ -174,7 +183,9 @@ def _whole_module(
     module: nn.Module, state: Mapping[str, NamedTensor], prefix: str, leaves: list[str], device: torch.device
 ) -> nn.Module:
     """The module with whole, undefined (NaN) parameters of its own; the original stays as it is."""
-    whole = copy.copy(module)
+    family = next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))  # FSDP2 makes a subclass
+    whole: Any = object.__new__(family)
+    whole.__dict__ = dict(module.__dict__)
     whole._parameters = dict(module._parameters)
     for leaf in leaves:
         tensor = state[f"model.{_join(prefix, leaf)}"]

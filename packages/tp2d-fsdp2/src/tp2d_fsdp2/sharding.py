@@ -1,0 +1,136 @@
+"""FSDP2 over a model's units, and what is gathered when.
+
+Units are the input embedding, each decoder layer, and the last norm with the head; a tied embedding stays with the
+head. In forward a unit's weights are gathered before it runs; those of a layer are dropped after it and gathered again
+in backward. Then gradients are summed over dp and scattered. Over several micro-batches this may be done once per step.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from tp2d_mesh import OPTIMIZERS, EngineSpec, Mesh, Plan, Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """The units of a model that FSDP2 gathers and reduces.
+
+    Args:
+        root: the model; None where there is nothing to shard and nothing to cast.
+        layers: the units whose weights are dropped after forward: the layers, and an embedding that is not tied.
+    """
+
+    root: FSDPModule | None
+    layers: tuple[FSDPModule, ...]
+
+    def begin(self, *, keep: bool, last: bool) -> None:
+        """Before the forward of a micro-batch.
+
+        Args:
+            keep: what is gathered stays until the step's last backward, and gradients are summed over dp only there.
+            last: this is the last micro-batch of its step.
+        """
+        if self.root is None:
+            return
+        self.root.set_is_last_backward(last)
+        if keep:
+            self.root.set_requires_gradient_sync(last)
+            self.root.set_reshard_after_backward(last)
+            self._drop_after_forward(False)
+
+    def end(self, *, keep: bool) -> None:
+        """After the last backward of a step."""
+        if keep:
+            self._drop_after_forward(True)
+
+    def _drop_after_forward(self, drop: bool) -> None:
+        for layer in self.layers:
+            layer.set_reshard_after_forward(drop, recurse=False)
+
+
+def shard(model: Any, *, plan: Plan, mesh: Mesh, precision: Precision) -> Sharding:
+    """FSDP2 on every unit of a model, in place; nothing where one dp rank computes in its masters' dtype.
+
+    Args:
+        model: its parameters are on the meta device, DTensors on the tp axis where tp > 1.
+        plan: names the layers.
+        mesh: the dp x tp mesh.
+        precision: dtypes of masters, compute and reduction.
+    """
+    uniform = precision.master == precision.compute == precision.reduce
+    if mesh.layout.dp == 1 and uniform:
+        return Sharding(root=None, layers=())
+    policy = (
+        MixedPrecisionPolicy()
+        if uniform
+        else MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=precision.reduce)
+    )
+    layers = tuple(_fsdp([model.get_submodule(name)], mesh=mesh, policy=policy, drop=True) for name in plan.layers)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tail = [*_after_layers(model, plan), *([] if head is None else [head])]
+    if head is not None and head.weight is embedding.weight:
+        _fsdp([embedding, *tail], mesh=mesh, policy=policy, drop=False)
+    else:
+        unit = _fsdp([embedding], mesh=mesh, policy=policy, drop=True)
+        unit.set_unshard_in_backward(False)  # its gradient does not depend on its weights
+        # Nothing comes before it in backward. Without this it would gather the head of the micro-batch before.
+        unit.set_modules_to_backward_prefetch([unit])
+        layers = (unit, *layers)
+        if tail:
+            _fsdp(tail, mesh=mesh, policy=policy, drop=False)
+    return Sharding(root=_fsdp([model], mesh=mesh, policy=policy, drop=False), layers=layers)
+
+
+def _after_layers(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
+    """The modules that follow the list of layers in the module that holds it: a norm, in most models."""
+    holder, _, name = plan.layers[0].rpartition(".")[0].rpartition(".")
+    children = list(model.get_submodule(holder).named_children())
+    place = [child for child, _ in children].index(name)
+    for _, module in children[place + 1 :]:
+        if next(module.parameters(), None) is not None:
+            yield module
+
+
+def _fsdp(unit: list[Any], *, mesh: Mesh, policy: MixedPrecisionPolicy, drop: bool) -> FSDPModule:
+    """FSDP2 on one unit, with gradients summed over dp: the loss is already divided by the global token count."""
+    modules: Any = unit if len(unit) > 1 else unit[0]
+    fully_shard(modules, mesh=mesh.device_mesh["dp"], mp_policy=policy, reshard_after_forward=drop)
+    sharded: FSDPModule = unit[0]
+    if mesh.layout.dp > 1:  # a single rank would divide by 1.0, which copies
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+    return sharded
+
+
+def fits_gathered(spec: EngineSpec, *, parameters: int, precision: Precision, mesh: Mesh) -> bool:
+    """Whether a rank has room for whole weights and gradients beside its share of the states; a collective.
+
+    It has where both together take at most half of the device's memory. That is a matter of sizes alone, so a run
+    that is resumed on the same machines decides as before.
+
+    Args:
+        spec: names the optimizer.
+        parameters: how many the model has.
+        precision: dtypes of masters, compute and reduction.
+        mesh: the dp x tp mesh.
+    """
+    per_tp_rank = parameters / mesh.layout.tp
+    whole = per_tp_rank * (precision.compute.itemsize + precision.reduce.itemsize)
+    copies = 1 + len(OPTIMIZERS[spec.optimizer])
+    states = per_tp_rank / mesh.layout.dp * (copies * precision.master.itemsize + precision.reduce.itemsize)
+    room = torch.tensor([_memory_of_a_rank(mesh)], dtype=torch.float64, device=mesh.device)
+    dist.all_reduce(room, dist.ReduceOp.MIN, group=mesh.world_group)
+    return whole + states <= float(room) / 2
+
+
+def _memory_of_a_rank(mesh: Mesh) -> float:
+    """Bytes of this rank's GPU; or this machine's memory, as if all ranks ran on it."""
+    if mesh.device.type == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / mesh.layout.world_size
+    return torch.get_device_module(mesh.device).get_device_properties(mesh.device).total_memory

@@ -16,13 +16,11 @@ from tp2d_train.config import TrainConfig
 from tp2d_train.launch.joined import find_world, join
 from tp2d_train.launch.local import RankStarter, spawn
 from tp2d_train.launch.view import live_view, say
-from tp2d_train.launch.workers import RayWorkerStarter
 from tp2d_train.outcome import Diverged, Result, RunFailed, RunStopped, WorkerDied
 from tp2d_train.report.logs import set_log_level
 from tp2d_train.report.progress import EventLog
 from tp2d_train.runs import Run
 from tp2d_train.setup.check import check
-from tp2d_train.setup.cluster import has_cluster
 
 # Usage reports need a network, the preemption watcher a cloud, the metrics of Ray Train a dashboard; a worker that Ray
 # starts in advance has not the environment of Ray Train's workers, and none ever uses it. A checkpoint's report and the
@@ -66,19 +64,16 @@ def _launcher(config: TrainConfig) -> Iterator[Callable[[Run], None]]:
     if config.launcher == "local":
         with RankStarter(config) as starter:
             yield partial(spawn, starter=starter)
-    elif has_cluster() or config.runtime_env:  # Ray's workers run elsewhere, or in an environment of their own
-        yield _fit
     else:
-        with RayWorkerStarter(config) as workers:
-            yield partial(_fit, executable=workers.executable)
+        yield _fit
 
 
-def _fit(run: Run, executable: str | None = None) -> None:
+def _fit(run: Run) -> None:
     EventLog(run.folder).write("phase", message="starting Ray")
     _quiet_ray()
     from tp2d_train.launch.ray import fit  # late: it takes seconds, and a local run needs no Ray
 
-    fit(run, executable=executable)
+    fit(run)
 
 
 def _quiet_ray() -> None:

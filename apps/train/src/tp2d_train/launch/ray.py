@@ -25,18 +25,14 @@ CONTROLLER_FAILURES = 3
 OBJECT_STORE_BYTES = 128 << 20  # nothing goes through it: data and weights are read by the workers
 
 
-def fit(run: Run, *, executable: str | None = None) -> None:
+def fit(run: Run) -> None:
     """Runs all ranks as Ray Train workers, on the cluster of RAY_ADDRESS or on one of its own on this machine.
-
-    Args:
-        run: what to run.
-        executable: what a cluster of our own runs its workers by; None: this Python.
 
     Raises:
         ValueError: the cluster has no room for the workers.
         WorkerDied, ray.train.TrainingFailedError: a rank failed for the last time.
     """
-    with cluster(run.config, executable=executable) as local:
+    with cluster(run.config) as local:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         device = choose_device(run.config, gpus=gpus)
         backend = backend_for(device)
@@ -55,7 +51,7 @@ def fit(run: Run, *, executable: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def cluster(config: TrainConfig, *, executable: str | None = None) -> Iterator[bool]:
+def cluster(config: TrainConfig) -> Iterator[bool]:
     """A connection to Ray for the block's time; yields whether the cluster is our own, on this machine only.
 
     A program that has called `ray.init` keeps its connection. RAY_ADDRESS names a cluster (`auto`: the one running
@@ -74,7 +70,6 @@ def cluster(config: TrainConfig, *, executable: str | None = None) -> Iterator[b
             object_store_memory=OBJECT_STORE_BYTES,
             logging_config=logging,
             log_to_driver=False,
-            runtime_env={"py_executable": executable} if executable else None,
         )
     else:
         _connect(logging)

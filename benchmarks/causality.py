@@ -15,15 +15,13 @@ causal rows. Exits with 1 if they differ from what is found.
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, table, versions, write_result
+from common import RESULTS, swept, table, versions, write_result
 from parity import first_line
 from parity_packed import reaches, supports, time_limit, without_noise
 from tiny_sizes import default_config, tiny_sizes
@@ -211,15 +209,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS / "causality.md")
     arguments = parser.parse_args()
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    families = arguments.type or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    rows = []
-    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(judge, family) for family in families]):
-            rows.append(done.result())
-            print("|", " | ".join(rows[-1].cells), "|", flush=True)
-    rows.sort(key=lambda row: row.family)
+    rows = swept(judge, arguments.type or (), processes=arguments.processes)
     if arguments.type is None:
         write_result(arguments.output, page(rows))
     wrong = list(disagreements(rows))

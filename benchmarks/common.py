@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -22,6 +24,36 @@ WIKITEXT = HERE.parent.parent / "shared" / "data" / "wikitext2"
 Measured = dict[str, Any]
 """What was measured, by name; JSON."""
 _LEAVING_SECONDS = 300  # to finish a step, save and exit
+
+
+class Verdict(Protocol):
+    """What a sweep finds of one model type."""
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def cells(self) -> Sequence[str]: ...
+
+
+Row = TypeVar("Row", bound=Verdict)
+
+
+def swept(judge: Callable[[str], Row], families: Sequence[str], *, processes: int) -> list[Row]:
+    """What `judge` finds of each model type, by name; each is printed as soon as it is known.
+
+    Args:
+        judge: of a model type, in a process that judges many.
+        families: model types; none: all that transformers maps to a causal language model.
+        processes: that judge at a time.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    rows = []
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(judge, f) for f in families or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]):
+            rows.append(done.result())
+            print("|", " | ".join(rows[-1].cells), "|", flush=True)
+    return sorted(rows, key=lambda row: row.family)
 
 
 def train_command(*options: str) -> list[str]:

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from tp2d_train.config import TrainConfig
-from tp2d_train.setup.cluster import has_cluster
-from tp2d_train.setup.devices import check, choose_device
+from tp2d_train.setup.devices import check, choose_device, has_cluster
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ from tp2d_mesh.model.optimizer import (
 )
 from tp2d_mesh.model.weights import initialize_weights, load_weights, parameter_count
 
-from tp2d_fsdp2.families import COMPILED_FAMILIES
+from tp2d_fsdp2.families import COMPILED_FAMILIES, is_compiled
 from tp2d_fsdp2.gradients import (
     clip_factor,
     global_norm_and_loss,
@@ -85,19 +85,6 @@ def check(spec: EngineSpec, *, layout: Layout, device: torch.device, model: Any 
             f"compile out."
         )
     return plan_model(model, tp=layout.tp, verified_only=spec.verified_only)
-
-
-def is_compiled(spec: EngineSpec, *, model_type: str, device: torch.device) -> bool:
-    """Whether each layer is compiled: as the spec says, or on GPUs where the family was shown to compile whole.
-
-    Args:
-        spec: how the model is to be trained.
-        model_type: of the model's configuration.
-        device: where the run computes.
-    """
-    if spec.compile is not None:
-        return spec.compile
-    return device.type == "cuda" and model_type in COMPILED_FAMILIES
 
 
 class FSDP2Engine:

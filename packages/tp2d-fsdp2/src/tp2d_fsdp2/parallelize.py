@@ -70,10 +70,11 @@ def _allocate(model: nn.Module, device: torch.device) -> None:
 
 
 def _prepare_layer(layer: Any, *, split: bool, spec: EngineSpec, compiled: bool) -> None:
-    """Local parameters outside of what is compiled, and inside of what is recomputed without compilation.
+    """Wrap a layer's forward in recomputation, compilation and, at tp > 1, the exchange of its parameters.
 
-    A graph may not change which parameters a module has. Recomputation in backward must change them again, since
-    the forward's change has been undone by then; a compiled graph has them as inputs.
+    A compiled graph takes the local parameters as inputs and may not exchange them itself, so the exchange is outside.
+    Without compilation it is inside of what is recomputed: backward runs that again when the forward's exchange has
+    been undone.
     """
     modules = list(layer.modules())
     forward = layer.forward

@@ -6,13 +6,11 @@ in backward. Then gradients are summed over dp and scattered. Over several micro
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from tp2d_mesh import OPTIMIZERS, EngineSpec, Mesh, Plan, Precision
 
@@ -72,29 +70,39 @@ def shard(model: Any, *, plan: Plan, mesh: Mesh, precision: Precision) -> Shardi
         else MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=precision.reduce)
     )
     layers = tuple(_fsdp([model.get_submodule(name)], mesh=mesh, policy=policy, drop=True) for name in plan.layers)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tail = [*_after_layers(model, plan), *([] if head is None else [head])]
-    if head is not None and head.weight is embedding.weight:
-        _fsdp([embedding, *tail], mesh=mesh, policy=policy, drop=False)
-    else:
-        unit = _fsdp([embedding], mesh=mesh, policy=policy, drop=True)
+    first, last = ([model.get_submodule(name) for name in names] for names in outer_units(model, plan))
+    if first:
+        unit = _fsdp(first, mesh=mesh, policy=policy, drop=True)
         unit.set_unshard_in_backward(False)  # its gradient does not depend on its weights
         # Nothing comes before it in backward. Without this it would gather the head of the micro-batch before.
         unit.set_modules_to_backward_prefetch([unit])
         layers = (unit, *layers)
-        if tail:
-            _fsdp(tail, mesh=mesh, policy=policy, drop=False)
+    if last:
+        _fsdp(last, mesh=mesh, policy=policy, drop=False)
     return Sharding(root=_fsdp([model], mesh=mesh, policy=policy, drop=False), layers=layers)
 
 
-def _after_layers(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
-    """The modules that follow the list of layers in the module that holds it: a norm, in most models."""
-    holder, _, name = plan.layers[0].rpartition(".")[0].rpartition(".")
+def outer_units(model: Any, plan: Plan) -> tuple[list[str], list[str]]:
+    """The modules of the two units beside the layers, by name.
+
+    Args:
+        model: before or after it is sharded.
+        plan: names the layers.
+
+    Returns:
+        The input embedding; and what follows the layers in the module that holds them (a norm, in most models), with
+        the head. A tied embedding is in the second unit, and then the first has no module.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    holder, _, layers = plan.layers[0].rpartition(".")[0].rpartition(".")
     children = list(model.get_submodule(holder).named_children())
-    place = [child for child, _ in children].index(name)
-    for _, module in children[place + 1 :]:
-        if next(module.parameters(), None) is not None:
-            yield module
+    after = children[[child for child, _ in children].index(layers) + 1 :]
+    last = [names[module] for _, module in after if next(module.parameters(), None) is not None]
+    last += [] if head is None else [names[head]]
+    if head is not None and head.weight is embedding.weight:
+        return [], [names[embedding], *last]
+    return [names[embedding]], last
 
 
 def _fsdp(unit: list[Any], *, mesh: Mesh, policy: MixedPrecisionPolicy, drop: bool) -> FSDPModule:

@@ -78,18 +78,15 @@ def entering_blocks(model: nn.Module, plan: Plan) -> set[str]:
     Every parameter in such a block must lie among split activations. Then all of the input's gradient is partial, and
     is summed once. In any other block each projection enters for itself.
     """
-    among_split = (Style.COLUMN, Style.ROW, Style.PARTIAL_GRADIENT)
-    columns = {name.rpartition(".")[0] for name, style in plan.modules.items() if style is Style.COLUMN}
-    return {name for name in columns if _is_called(model.get_submodule(name)) and _all(model, plan, name, among_split)}
+    parents = {name.rpartition(".")[0] for name, style in plan.modules.items() if style is Style.COLUMN}
+    return {name for name in parents if _computes_on_split(model.get_submodule(name), name, plan)}
 
 
-def _is_called(module: nn.Module) -> bool:
-    return not isinstance(module, nn.ModuleList | nn.ModuleDict)
-
-
-def _all(model: nn.Module, plan: Plan, block: str, styles: tuple[Style, ...]) -> bool:
-    owners = {name.rpartition(".")[0] for name, _ in model.get_submodule(block).named_parameters(prefix=block)}
-    return all(plan.modules.get(owner) in styles for owner in owners)
+def _computes_on_split(block: nn.Module, name: str, plan: Plan) -> bool:
+    if isinstance(block, nn.ModuleList | nn.ModuleDict):
+        return False  # nobody calls it
+    owners = {parameter.rpartition(".")[0] for parameter, _ in block.named_parameters(prefix=name)}
+    return all(plan.modules.get(owner) in (Style.COLUMN, Style.ROW, Style.PARTIAL_GRADIENT) for owner in owners)
 
 
 class _Local(Function):

@@ -15,6 +15,8 @@ from tp2d_mesh.cost import Step, Unit
 from tp2d_mesh.model.head import tokens_per_chunk
 from tp2d_mesh.model.heads import head_of
 
+from tp2d_fsdp2.sharding import outer_units
+
 
 def describe_step(
     model: Any,
@@ -75,30 +77,12 @@ def _local_shape(shape: tuple[int, ...], tp_dim: int | None, layout: Layout) -> 
 
 
 def _units(model: Any, plan: Plan, shapes: dict[str, tuple[int, ...]]) -> Iterator[Unit]:
-    """Each layer; the input embedding unless it is tied; what follows the layers, with the head; what is left."""
+    """Each layer, the units beside them, and what is left. `named_parameters` knows a tied weight by its first name."""
     left = dict(shapes)
-
-    def take(modules: list[str], *, again: bool) -> Iterator[Unit]:
+    units = [*(([layer], True) for layer in plan.layers), *((names, False) for names in outer_units(model, plan))]
+    for modules, again in units:
         names = [name for name in left if any(name.startswith(f"{module}.") for module in modules)]
         if names:
             yield Unit(shapes=tuple(left.pop(name) for name in names), gathered_again=again)
-
-    for layer in plan.layers:
-        yield from take([layer], again=True)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    owners = {id(module): name for name, module in model.named_modules()}
-    tail = [*_after_layers(model, plan), *([] if head is None else [owners[id(head)]])]
-    if head is not None and head.weight is embedding.weight:
-        tail.append(owners[id(embedding)])  # named_parameters knows a tied weight by its first name
-    else:
-        yield from take([owners[id(embedding)]], again=False)
-    yield from take(tail, again=False)
     if left:
         yield Unit(shapes=tuple(left.values()), gathered_again=False)
-
-
-def _after_layers(model: Any, plan: Plan) -> Iterator[str]:
-    holder, _, name = plan.layers[0].rpartition(".")[0].rpartition(".")
-    children = [child for child, _ in model.get_submodule(holder).named_children()]
-    for child in children[children.index(name) + 1 :]:
-        yield f"{holder}.{child}" if holder else child

@@ -150,4 +150,5 @@ def use_deterministic_kernels() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing here reads what was not written
+    # Nothing here reads memory before it is written, so torch need not fill it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -22,9 +22,9 @@ from tp2d_train.report.progress import EventLog
 from tp2d_train.runs import Run
 from tp2d_train.setup.check import check
 
-# Usage reports need a network, the preemption watcher a cloud, the metrics of Ray Train a dashboard; a worker that Ray
-# starts in advance has not the environment of Ray Train's workers, and none ever uses it. A checkpoint's report and the
-# end of a run wait for the next look at the workers. The token keeps other users of this machine out.
+# Usage reports need a network, the preemption watcher a cloud, Ray Train's metrics a dashboard. Workers that Ray starts
+# in advance lack the environment of Ray Train's workers, so none is ever used. Ray Train notices a reported checkpoint
+# and the end of a run only when it polls the workers, so it polls more often. The token keeps other users out.
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> Result:
 
 @contextlib.contextmanager
 def _launcher(config: TrainConfig) -> Iterator[Callable[[Run], None]]:
-    """What starts the ranks of a run within the block; what can get ready while the configuration is checked does."""
+    """A function that starts the ranks of a run. Within the block the local launcher imports what ranks need."""
     if config.launcher == "local":
         with RankStarter(config) as starter:
             yield partial(spawn, starter=starter)

@@ -23,9 +23,9 @@ PROGRAM = "import sys; sys.path[:] = sys.argv[3:]; import tp2d_train.launch.rank
 
 
 class RankStarter:
-    """The process that forks the ranks, from its start to its end; it imports meanwhile what they need.
+    """Starts the process that forks the ranks. It imports what they need while the driver checks the configuration.
 
-    A `with` block ends it, and the ranks with it.
+    Leaving the `with` block ends the process and the ranks.
 
     Args:
         config: the settings; `engine` says what to import, `num_workers` how many threads a rank has.

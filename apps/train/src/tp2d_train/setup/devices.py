@@ -1,11 +1,13 @@
 """Where the workers compute: on GPUs or CPUs, of this machine or of a cluster."""
 
+import os
+import sys
+
 import torch
 from tp2d_mesh import resolve_precision
 from tp2d_mesh.devices import select_device
 
 from tp2d_train.config import TrainConfig
-from tp2d_train.setup.cluster import has_cluster
 
 
 def check(config: TrainConfig) -> torch.device:
@@ -32,6 +34,12 @@ def choose_device(config: TrainConfig, *, gpus: int) -> torch.device:
     device = torch.device("cpu")
     resolve_precision(config.precision, device)
     return device
+
+
+def has_cluster() -> bool:
+    """Whether Ray workers would start on a cluster that exists, whose devices only Ray knows, not on this machine."""
+    ray = sys.modules.get("ray")
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
 
 
 def count_gpus() -> int:

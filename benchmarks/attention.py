@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, machine, table, write_result
-from tp2d_mesh.model.attention import VARLEN, document_attention, kernel_for
-from tp2d_mesh.model.documents import documents_of
+from tp2d_mesh.model.attention.documents import documents_of
+from tp2d_mesh.model.attention.function import VARLEN, document_attention, kernel_for
 from transformers import AttentionInterface
 
 HEAD = "tokens of a row | of a document | mask, ms | ours, ms | ours / mask | largest difference"

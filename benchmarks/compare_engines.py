@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from common import Curve, draw, read_lines, run_logged, table, train_command
-from tp2d_train.folder import RunFolder
+from tp2d_train.runs.folder import RunFolder
 
 RUNS = {
     "fsdp2": ["--engine", "fsdp2"],

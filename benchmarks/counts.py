@@ -24,7 +24,7 @@ from tp2d_fsdp2 import FSDP2Engine
 from tp2d_fsdp2.traffic import describe_step
 from tp2d_mesh import RECOMPUTATION, EngineSpec, Layout, build_skeleton, plan_model, resolve_precision
 from tp2d_mesh.cost import step_traffic, totals
-from tp2d_mesh.model import head
+from tp2d_mesh.model.loss import head
 from tp2d_mesh.testing.counted import Counted, counted, fake_mesh
 from tp2d_mesh.testing.parity import random_batches, tiny_model
 

@@ -39,7 +39,7 @@ from common import (
     write_result,
 )
 from held_out import evaluate, load_weights, prepare
-from tp2d_train.folder import RunFolder
+from tp2d_train.runs.folder import RunFolder
 
 ENGINES, LENGTHS, RECIPES = ("fsdp2", "autotp"), (512, 2048), ("tutorial", "tp2d")
 NAMES = {"tutorial": "tutorials' recipe", "tp2d": "tp2d"}

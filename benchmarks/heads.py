@@ -27,10 +27,10 @@ from common import RESULTS, swept, table, versions, write_result
 from parity import first_line
 from parity_packed import time_limit
 from tiny_sizes import default_config, tiny_sizes
-from tp2d_mesh.model.head import head_loss_sum
-from tp2d_mesh.model.heads import HEAD_FAMILIES, Head, head_of
-from tp2d_mesh.model.logits import UNCHANGED
-from tp2d_mesh.model.loss import IGNORED, shifted_labels
+from tp2d_mesh.model.loss.head import head_loss_sum
+from tp2d_mesh.model.loss.heads import HEAD_FAMILIES, Head, head_of
+from tp2d_mesh.model.loss.logits import UNCHANGED
+from tp2d_mesh.model.loss.tokens import IGNORED, shifted_labels
 from tp2d_mesh.model.packed import PACKED_FAMILIES, forward_inputs
 from tp2d_mesh.testing.parity import TINY
 

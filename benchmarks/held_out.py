@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import tutorial_recipe
-from tp2d_train.folder import RunFolder
+from tp2d_train.runs.folder import RunFolder
 
 HELD_OUT, VOCABULARY = 0.05, 4096
 EVALUATED_TOKENS = 512  # of a held-out line, for every seq_length

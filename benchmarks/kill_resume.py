@@ -24,7 +24,7 @@ import torch
 from common import Measured, read_lines, run_logged, train_command
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from tp2d_ckpt import find_latest
-from tp2d_train.folder import RunFolder
+from tp2d_train.runs.folder import RunFolder
 
 TIMES = ("time", "tokens_per_second", "label_tokens_per_second", "step_seconds", "memory_bytes", "mfu")
 

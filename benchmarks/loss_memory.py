@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from common import RESULTS, table, versions, write_result
 from tp2d_mesh import Mesh, chunk_range
-from tp2d_mesh.model.head import head_loss_sum, logit_bytes, tokens_per_chunk
-from tp2d_mesh.model.logits import UNCHANGED, LogitTransform
-from tp2d_mesh.model.loss import token_loss_sum
+from tp2d_mesh.model.loss.head import head_loss_sum, logit_bytes, tokens_per_chunk
+from tp2d_mesh.model.loss.logits import UNCHANGED, LogitTransform
+from tp2d_mesh.model.loss.tokens import token_loss_sum
 from tp2d_mesh.testing.counted import fake_mesh
 from tp2d_mesh.testing.memory import Peak, peak_bytes
 
@@ -70,7 +70,7 @@ def gradient_bytes(shape: Shape, tp: int) -> int:
 
 
 def formula(shape: Shape, tp: int) -> int:
-    """Bytes beside that gradient, from `tp2d_mesh.model.head`: the larger of forward's and backward's."""
+    """Bytes beside that gradient, from `tp2d_mesh.model.loss.head`: the larger of forward's and backward's."""
     rows, wide = -(-shape.vocabulary // tp), torch.promote_types(shape.dtype, torch.float32)
     states = shape.tokens * shape.hidden
     forward = shape.chunk(tp) * rows * logit_bytes(shape.dtype, shape.transform) + wide.itemsize * states

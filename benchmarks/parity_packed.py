@@ -32,7 +32,7 @@ import tp2d_fsdp2.testing
 from parity import TINY_LIMIT, bound, first_line
 from tp2d_autotp import AutoTPSpec
 from tp2d_mesh import EngineSpec, ModelBatch, forward_inputs
-from tp2d_mesh.model.attention import ATTENTION, register_attention
+from tp2d_mesh.model.attention.function import ATTENTION, register_attention
 from tp2d_mesh.testing import reuse_ranks, run_on_mesh
 from tp2d_mesh.testing.packed_parity import (
     documents_reference,

@@ -23,7 +23,7 @@ from typing import Any
 from common import RESULTS, WIKITEXT, Measured, machine, read_lines, run_logged, table, train_command, write_result
 from data_speed import environment, tutorial_command
 from held_out import VOCABULARY, prepare
-from tp2d_train.folder import RunFolder
+from tp2d_train.runs.folder import RunFolder
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 512,

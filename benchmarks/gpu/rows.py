@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from tp2d_mesh import IGNORED
-from tp2d_mesh.model.documents import Documents, documents_of
+from tp2d_mesh.model.attention.documents import Documents, documents_of
 
 from gpu.shapes import SHAPES, Workload
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tp2d_train.folder import RunFolder
+from tp2d_train.runs.folder import RunFolder
 
 HOLD = """
 import sys
 from pathlib import Path
-from tp2d_train import hold
-from tp2d_train.folder import RunFolder
+from tp2d_train.runs import hold
+from tp2d_train.runs.folder import RunFolder
 hold.BEAT_SECONDS = 0.1
 if sys.argv[2]: hold.BOOT = Path(sys.argv[2])
 with hold.held(RunFolder(Path(sys.argv[1]))):

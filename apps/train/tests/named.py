@@ -6,7 +6,7 @@ from typing import Any
 
 from tp2d_ckpt.commit import Manifest, commit, create_directory
 from tp2d_train.config import TrainConfig
-from tp2d_train.runs import Run, find_run
+from tp2d_train.runs.run import Run, find_run
 
 
 def config(storage: Path, **settings: Any) -> TrainConfig:

@@ -16,10 +16,10 @@ from tp2d_data.sampling.sampler import Sampler
 from tp2d_mesh import Mesh, NamedTensor, Piece, StepStats
 from tp2d_train.config import TrainConfig
 from tp2d_train.contracts import Batch
-from tp2d_train.folder import RunFolder
 from tp2d_train.report.meter import Clock, Hardware, Meter
 from tp2d_train.report.metrics import read_lines
 from tp2d_train.report.record import Record
+from tp2d_train.runs.folder import RunFolder
 from tp2d_train.training.checkpoints import Checkpoints
 from tp2d_train.training.loop import Loop
 from tp2d_train.training.state import RunState

@@ -41,6 +41,7 @@ def test_an_engines_settings_are_the_options_of_their_names(engine: str) -> None
         "activation_checkpointing": "full",
         "compile": True,
         "gather_once": False,
+        "float8": True,
         "attn_implementation": "eager",
         "trust_remote_code": True,
         "zero_stage": 2,

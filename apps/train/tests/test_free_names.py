@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from tp2d_ckpt.commit import create_directory
 from tp2d_train.config import TrainConfig
-from tp2d_train.folder import RunFolder
 from tp2d_train.options import read_yaml
-from tp2d_train.runs import Run, find_run
+from tp2d_train.runs.folder import RunFolder
+from tp2d_train.runs.run import Run, find_run
 
 from apps.train.tests.named import config, finish, save, started
 

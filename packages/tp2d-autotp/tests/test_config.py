@@ -191,6 +191,10 @@ def test_a_bad_file_is_refused(text: str | None, message: str, tmp_path: Path) -
     ("options", "message"),
     [
         ({"compile": True}, "compile=True has not been checked under DeepSpeed AutoTP: use the engine fsdp2 for it."),
+        (
+            {"float8": True},
+            "float8=True is not done under DeepSpeed AutoTP: use the engine fsdp2, or leave float8 out.",
+        ),
         ({"zero_stage": 3}, "zero_stage=3 splits the weights over dp as well"),
         ({"precision": "fp16"}, "precision='fp16' needs a GPU and the device is the CPU"),
         (

@@ -12,7 +12,7 @@ import torch
 from tp2d_autotp import AutoTPEngine, AutoTPSpec
 from tp2d_autotp.testing import run_engine
 from tp2d_mesh import IGNORED, Mesh
-from tp2d_mesh.model.attention import ATTENTION
+from tp2d_mesh.model.attention.function import ATTENTION
 from tp2d_mesh.testing import run_on_mesh
 from tp2d_mesh.testing.packed_parity import documents_reference, packed_batch
 from tp2d_mesh.testing.parity import TINY, Reference, tiny_model, worst_differences

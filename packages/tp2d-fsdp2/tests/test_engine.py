@@ -11,7 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from tp2d_fsdp2 import FSDP2Engine, check, engine
 from tp2d_fsdp2.gradients import _sum_of_squares
-from tp2d_fsdp2.sharding import fits_gathered
+from tp2d_fsdp2.sharding import least_memory
 from tp2d_fsdp2.testing import run_engine
 from tp2d_mesh import IGNORED, PRECISIONS, EngineSpec, Layout, Mesh, build_skeleton
 from tp2d_mesh.testing import run_on_mesh
@@ -207,17 +207,14 @@ def test_a_family_whose_layers_do_not_compile_whole_is_refused_by_name_and_left_
     assert not engine.is_compiled(replace(SPEC, compile=False), model_type="qwen2", device=gpu)
 
 
-def room(mesh: Mesh) -> list[bool]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / mesh.layout.world_size
-    # fp32 with AdamW: 8 bytes for whole weights and gradients, and 16 / dp for the states.
-    most = int(memory / 2 / (8 + 16 / mesh.layout.dp) * mesh.layout.tp)
-    fp32 = PRECISIONS["fp32"]
-    return [fits_gathered(SPEC, parameters=int(most * share), precision=fp32, mesh=mesh) for share in (0.99, 1.01)]
+def least(mesh: Mesh) -> float:
+    return least_memory(mesh)
 
 
-def test_weights_are_gathered_once_where_half_of_the_memory_suffices() -> None:
-    """Shows a rule by which ranks differ, or that leaves out a part of what is kept."""
-    assert run_on_mesh(room, dp=2, tp=2) == [[True, False]] * 4
+def test_every_rank_decides_by_the_memory_of_the_smallest_device() -> None:
+    """Shows a rule by which ranks differ; on the CPU each has its part of the machine's memory."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert run_on_mesh(least, dp=2, tp=2) == [whole / 4] * 4
 
 
 def test_a_precision_the_device_lacks_is_refused_without_a_model() -> None:

@@ -14,8 +14,8 @@ import torch
 from tp2d_fsdp2 import FSDP2Engine
 from tp2d_fsdp2.testing import run_engine
 from tp2d_mesh import IGNORED, EngineSpec, Mesh
-from tp2d_mesh.model.attention import ATTENTION
-from tp2d_mesh.model.documents import DocumentEnds, documents_of
+from tp2d_mesh.model.attention.documents import DocumentEnds, documents_of
+from tp2d_mesh.model.attention.function import ATTENTION
 from tp2d_mesh.testing import run_on_mesh
 from tp2d_mesh.testing.packed_parity import documents, documents_reference, flash_attention_in_torch, packed_batch
 from tp2d_mesh.testing.parity import TINY, Batch, EngineRun, Reference, micro_batches, tiny_model, worst_differences
@@ -99,7 +99,7 @@ def run_carried(mesh: Mesh, config: Any, folder: Path) -> tuple[str, float, floa
     batch = Carrying(BATCH)
     batch.documents = documents_of(BATCH["position_ids"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tp2d_mesh.model.documents.documents_of", None)
+        patch.setattr("tp2d_mesh.model.attention.documents.documents_of", None)
         stats = engine.train_step([batch])
     name = engine.model.config._attn_implementation
     engine.close()

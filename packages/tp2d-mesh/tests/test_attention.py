@@ -11,10 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import varlen
 from tp2d_mesh import DOCUMENT_FAMILIES, EngineSpec, build_skeleton, model_batch
-from tp2d_mesh.model import varlen_kernel
-from tp2d_mesh.model.attention import ATTENTION, choose_attention, document_attention, kernel_for, register_attention
-from tp2d_mesh.model.documents import Documents, documents_of
-from tp2d_mesh.model.packed_kernel import packed_attention
+from tp2d_mesh.model.attention import varlen_kernel
+from tp2d_mesh.model.attention.documents import Documents, documents_of
+from tp2d_mesh.model.attention.function import (
+    ATTENTION,
+    choose_attention,
+    document_attention,
+    kernel_for,
+    register_attention,
+)
+from tp2d_mesh.model.attention.packed_kernel import packed_attention
 from tp2d_mesh.testing.packed_parity import packed_batch, varlen_attention_in_torch
 from tp2d_mesh.testing.parity import TINY, Batch, tiny_model
 

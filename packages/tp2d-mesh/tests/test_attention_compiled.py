@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.attention import varlen
 from tp2d_mesh import model_batch
-from tp2d_mesh.model import attention
-from tp2d_mesh.model.attention import ATTENTION, register_attention
-from tp2d_mesh.model.packed_kernel import packed_attention
+from tp2d_mesh.model.attention import function as attention
+from tp2d_mesh.model.attention.function import ATTENTION, register_attention
+from tp2d_mesh.model.attention.packed_kernel import packed_attention
 from tp2d_mesh.testing.packed_parity import packed_batch
 from tp2d_mesh.testing.parity import TINY, tiny_model
 

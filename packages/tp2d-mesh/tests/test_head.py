@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 from tp2d_mesh import Mesh, chunk_range
-from tp2d_mesh.model.head import head_loss_sum, logit_bytes, tokens_per_chunk
-from tp2d_mesh.model.logits import UNCHANGED, LogitTransform
-from tp2d_mesh.model.loss import token_loss_sum
+from tp2d_mesh.model.loss.head import head_loss_sum, logit_bytes, tokens_per_chunk
+from tp2d_mesh.model.loss.logits import UNCHANGED, LogitTransform
+from tp2d_mesh.model.loss.tokens import token_loss_sum
 from tp2d_mesh.testing import MeshError, run_on_mesh
 from tp2d_mesh.testing.counted import counted, fake_mesh
 from tp2d_mesh.testing.memory import peak_bytes

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 from tp2d_mesh import VERIFIED_FAMILIES
-from tp2d_mesh.model.heads import HEAD_FAMILIES, Head, head_of
-from tp2d_mesh.model.logits import UNCHANGED, LogitTransform
+from tp2d_mesh.model.loss.heads import HEAD_FAMILIES, Head, head_of
+from tp2d_mesh.model.loss.logits import UNCHANGED, LogitTransform
 from tp2d_mesh.testing.parity import tiny_model
 
 needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")

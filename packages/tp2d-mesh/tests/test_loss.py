@@ -3,7 +3,13 @@
 import pytest
 import torch
 from tp2d_mesh import Mesh, chunk_range
-from tp2d_mesh.model.loss import count_global_tokens, count_tokens, global_loss_sum, shifted_labels, token_loss_sum
+from tp2d_mesh.model.loss.tokens import (
+    count_global_tokens,
+    count_tokens,
+    global_loss_sum,
+    shifted_labels,
+    token_loss_sum,
+)
 from tp2d_mesh.testing import MeshError, run_on_mesh
 
 VOCABULARY = 11

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tp2d_mesh import DOCUMENT_FAMILIES, PACKED_FAMILIES, VARLEN_FAMILIES, check_packed, forward_inputs, model_batch
-from tp2d_mesh.model.attention import ATTENTION, register_attention
+from tp2d_mesh.model.attention.function import ATTENTION, register_attention
 from tp2d_mesh.testing.packed_parity import (
     LENGTHS,
     documents,

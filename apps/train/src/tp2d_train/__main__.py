@@ -30,6 +30,8 @@ COMMANDS = {
     "train": Command("train", "tp2d_train.commands.train:main", "train a model; without options, a small built-in one"),
     "resume": Command("resume NAME", "tp2d_train.commands.train:resume", "go on with a run, with its own settings"),
     "runs": Command("runs", "tp2d_train.commands.runs:main", "list the runs"),
+    "report": Command("report NAME...", "tp2d_train.commands.report:main", "make an HTML page of runs"),
+    "compare": Command("compare", "tp2d_train.commands.compare:main", "train on several meshes and engines, in turn"),
     "export": Command("export NAME", "tp2d_train.commands.export:main", "make a Hugging Face folder of a run"),
     "generate": Command("generate NAME", "tp2d_train.commands.generate:main", "let a run's model write"),
     "doctor": Command("doctor", "tp2d_train.commands.doctor:main", "check this machine, and say what to mend"),

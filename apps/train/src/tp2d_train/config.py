@@ -16,7 +16,7 @@ from tp2d_data import Corpus, DataSpec, LastBatch, LossOn, Mode, Packing, Stream
 from tp2d_train.engines import ENGINES
 from tp2d_train.fields import checked, chosen, derived, option
 from tp2d_train.names import meant
-from tp2d_train.sizes import batch_sizes, mesh_sizes
+from tp2d_train.sizes import agreed, batch_sizes, mesh_sizes
 
 if TYPE_CHECKING:
     from tp2d_mesh import EngineSpec, Layout
@@ -152,6 +152,9 @@ class TrainConfig:
     gather_once: bool | None = option(
         None, "gather weights and reduce gradients once a step; none: where both fit whole (fsdp2)"
     )
+    float8: bool = option(
+        False, "matrix products of the layers in float8, row by row; not exact (fsdp2, torchao)", fixed=True
+    )
     deterministic: bool = option(False, "kernels that repeat bit for bit on GPUs, which are slower; on CPUs all do")
     seed: int = option(42, "seed of weights, dropout and data order", fixed=True, least=0)
     num_epochs: int = option(1, "passes over the data", least=1, starts="Length", common=True)
@@ -182,6 +185,8 @@ class TrainConfig:
     progress: str = option(
         "auto", "auto (a bar on a terminal, else lines), bar, lines, quiet (no line for a step)", choices=PROGRESS
     )
+    profile: bool = option(False, "trace three steps of every rank, and say where their time goes")
+    memory_snapshot: bool = option(False, "record what every rank's memory holds over three steps, GPUs only")
     max_failures: int = option(0, "times the workers are started again after a failure", least=0)
     runtime_env: dict | None = option(None, "Ray's runtime_env of the workers, as JSON")
     batch_size: dataclasses.InitVar[int | None] = None
@@ -195,7 +200,7 @@ class TrainConfig:
         if isinstance(self.activation_checkpointing, bool):  # what it was once, in stored runs
             self._set("activation_checkpointing", "full" if self.activation_checkpointing else "none")
         if batch_size is not None:
-            self._set("batch_size_per_gpu", _agreed("batch_size_per_gpu", self.batch_size_per_gpu, batch_size))
+            self._set("batch_size_per_gpu", agreed(self.batch_size_per_gpu, batch_size))
         for field in dataclasses.fields(self):
             if getattr(self, field.name) is None and "builtin" in field.metadata:
                 self._set(field.name, field.metadata["builtin" if self._has_builtin(field.name) else "default"])
@@ -284,9 +289,3 @@ def check_names(names: Iterable[str]) -> None:
     for name in names:
         if name not in (*known, "batch_size"):
             raise ValueError(f"unknown option {name}; {meant(name, known, see='tp2d train --help-all')}")
-
-
-def _agreed(name: str, value: int | None, alias: int) -> int:
-    if value not in (None, alias):
-        raise ValueError(f"{name} is {value} and its other name batch_size is {alias}: give one of them")
-    return alias

@@ -36,3 +36,16 @@ def batch_sizes(*, dp: int, per_gpu: int, steps: int | None, rows: int | None) -
             f"choose a multiple of {micro} and leave out gradient_accumulation_steps"
         )
     return steps, micro * steps
+
+
+def agreed(per_gpu: int | None, batch_size: int) -> int:
+    """The rows of a micro-batch, of which `batch_size` is another name.
+
+    Raises:
+        ValueError: both are given, and differ.
+    """
+    if per_gpu not in (None, batch_size):
+        raise ValueError(
+            f"batch_size_per_gpu is {per_gpu} and its other name batch_size is {batch_size}: give one of them"
+        )
+    return batch_size

@@ -13,7 +13,7 @@ from tp2d_mesh.testing import run_on_mesh
 from tp2d_mesh.testing.parity import TINY, micro_batches, random_batches, tiny_model
 from tp2d_train.commands.export import main
 from tp2d_train.config import TrainConfig
-from tp2d_train.runs import find_run
+from tp2d_train.runs.run import find_run
 from tp2d_train.setup import engine as setup_engine
 from tp2d_train.setup import model as setup_model
 from transformers import AutoModelForCausalLM

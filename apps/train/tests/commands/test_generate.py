@@ -9,7 +9,7 @@ import torch
 from tp2d_train.commands import export, train
 from tp2d_train.commands.generate import GenerateOptions, generate, main
 from tp2d_train.config import TrainConfig
-from tp2d_train.runs import find_run
+from tp2d_train.runs.run import find_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from apps.train.tests.command_line import SMALL, write_text

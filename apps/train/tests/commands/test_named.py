@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tp2d_train.commands.named import RunOptions, find_folder, folders
 from tp2d_train.config import TrainConfig
-from tp2d_train.runs import find_run
+from tp2d_train.runs.run import find_run
 
 
 def test_a_run_is_a_folder_with_a_configuration(tmp_path: Path) -> None:

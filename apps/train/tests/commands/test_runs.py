@@ -10,8 +10,8 @@ import pytest
 from tp2d_ckpt.commit import Manifest, commit, create_directory
 from tp2d_train.commands.runs import Row, describe, main
 from tp2d_train.config import TrainConfig
-from tp2d_train.folder import RunFolder
-from tp2d_train.runs import Run, find_run
+from tp2d_train.runs.folder import RunFolder
+from tp2d_train.runs.run import Run, find_run
 
 
 def started(storage: Path, name: str, **settings: Any) -> Run:

@@ -10,7 +10,7 @@ import pytest
 from tp2d_ckpt.commit import Manifest, commit, create_directory
 from tp2d_train.commands.train import main, resume
 from tp2d_train.config import TrainConfig
-from tp2d_train.runs import find_run
+from tp2d_train.runs.run import find_run
 
 from apps.train.tests.command_line import SMALL, losses, write_text
 from apps.train.tests.folders import save_config

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from tp2d_train.commands.train import main
-from tp2d_train.folder import RunFolder
 from tp2d_train.launch.joined import find_world, first_node
+from tp2d_train.runs.folder import RunFolder
 
 from apps.train.tests.command_line import SMALL, free_port, losses, start, write_text
 from apps.train.tests.holding import other_process

@@ -10,7 +10,7 @@ import pytest
 from tp2d_train import TrainConfig, train
 from tp2d_train.commands.train import main
 from tp2d_train.options import read_options, read_yaml
-from tp2d_train.runs import Run
+from tp2d_train.runs.run import Run
 
 from apps.train.tests.command_line import (
     SMALL,

@@ -7,7 +7,7 @@ import pytest
 from tp2d_train.config import TrainConfig
 from tp2d_train.launch.view import live_view, say
 from tp2d_train.report.progress import EventLog
-from tp2d_train.runs import Run
+from tp2d_train.runs.run import Run
 
 EVENTS = {"phase": "reading", "data": "7 rows", "warning": "no evaluation"}
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tp2d_train.folder import RunFolder
 from tp2d_train.report.logs import PACKAGES, logged_as_events, set_log_level
 from tp2d_train.report.metrics import read_lines
+from tp2d_train.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tp2d_train.folder import RunFolder
 from tp2d_train.report.events import describe
 from tp2d_train.report.metrics import read_lines
 from tp2d_train.report.progress import POLL_SECONDS, EventLog, LiveView
+from tp2d_train.runs.folder import RunFolder
 
 AT = {"step": 40, "epoch": 0, "total_steps": 400}
 RATES = {"tokens_per_second": 12345.6, "label_tokens_per_second": 12345.6}

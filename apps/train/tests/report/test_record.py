@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-from tp2d_train.folder import RunFolder
 from tp2d_train.report.metrics import read_lines
 from tp2d_train.report.record import Record
+from tp2d_train.runs.folder import RunFolder
 
 
 def test_a_line_of_metrics_has_the_time_in_milliseconds(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from tp2d_mesh import Mesh
 from tp2d_mesh.testing import MeshError, run_on_mesh
 from tp2d_train.commands.train import main
 from tp2d_train.contracts import Engine
-from tp2d_train.folder import RunFolder
 from tp2d_train.report.metrics import read_lines
+from tp2d_train.runs.folder import RunFolder
 from tp2d_train.setup import engine as setup_engine
 from tp2d_train.training.worker import train_func
 

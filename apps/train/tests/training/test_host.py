@@ -10,7 +10,7 @@ import pytest
 import ray.train
 from pyarrow.fs import FileSystem, LocalFileSystem, _MockFileSystem
 from tp2d_train.config import TrainConfig
-from tp2d_train.folder import RunFolder
+from tp2d_train.runs.folder import RunFolder
 from tp2d_train.training.host import PlainHost, RayHost, check_alone, find_host, own_rank, own_world_size, under_ray
 
 

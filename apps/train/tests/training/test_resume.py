@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from tp2d_mesh import Mesh
-from tp2d_train.folder import RunFolder
 from tp2d_train.report.metrics import read_lines
+from tp2d_train.runs.folder import RunFolder
 
 from apps.train.tests.small import Bench, SmallEngine, start
 

@@ -11,8 +11,8 @@ from tp2d_data import load_tokenizer
 from tp2d_data.sources.holdout import is_held_out
 from tp2d_mesh import Mesh
 from tp2d_mesh.testing import MeshError, run_on_mesh
-from tp2d_train.folder import RunFolder
 from tp2d_train.report.metrics import read_lines
+from tp2d_train.runs.folder import RunFolder
 from tp2d_train.training.worker import train_func
 
 WORDS = ("the", "model", "reads", "a", "line", "of", "words", "and", "learns", "which", "word", "comes", "next")

@@ -30,9 +30,9 @@ from tp2d_mesh import (
     plan_model,
     resolve_precision,
 )
-from tp2d_mesh.model.chunked_loss import give_loss
-from tp2d_mesh.model.heads import head_of
-from tp2d_mesh.model.loss import count_global_tokens, global_loss_sum, token_loss_sum
+from tp2d_mesh.model.loss.chunks import give_loss
+from tp2d_mesh.model.loss.heads import head_of
+from tp2d_mesh.model.loss.tokens import count_global_tokens, global_loss_sum, token_loss_sum
 from tp2d_mesh.model.optimizer import moments, set_learning_rate, set_steps_taken, stepped_tensors, steps_taken
 from tp2d_mesh.model.recomputation import recomputed
 from tp2d_mesh.model.weights import initialize_weights, load_weights, parameter_count
@@ -67,6 +67,8 @@ def check(spec: AutoTPSpec, *, layout: Layout, device: torch.device, model: nn.M
     """
     if spec.compile:
         raise ValueError("compile=True has not been checked under DeepSpeed AutoTP: use the engine fsdp2 for it.")
+    if spec.float8:
+        raise ValueError("float8=True is not done under DeepSpeed AutoTP: use the engine fsdp2, or leave float8 out.")
     if spec.activation_checkpointing == "selective" and layout.tp > 1:
         raise ValueError(
             f"activation_checkpointing='selective' keeps matrix products that DeepSpeed AutoTP then sums over "

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from tp2d_mesh import PRECISIONS, EngineSpec, Precision
 
 from tp2d_fsdp2.engine import FSDP2Engine, check
+from tp2d_fsdp2.estimate import estimate
 from tp2d_fsdp2.families import COMPILED_FAMILIES
 from tp2d_fsdp2.parallelize import parallelize
 
@@ -18,5 +19,6 @@ __all__ = [
     "Precision",
     "__version__",
     "check",
+    "estimate",
     "parallelize",
 ]

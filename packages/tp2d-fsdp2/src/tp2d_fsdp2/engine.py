@@ -29,8 +29,8 @@ from tp2d_mesh import (
     plan_model,
     resolve_precision,
 )
-from tp2d_mesh.model.heads import head_of
-from tp2d_mesh.model.loss import count_global_tokens, global_loss_sum, token_loss_sum
+from tp2d_mesh.model.loss.heads import head_of
+from tp2d_mesh.model.loss.tokens import count_global_tokens, global_loss_sum, token_loss_sum
 from tp2d_mesh.model.optimizer import (
     build_optimizer,
     moments,
@@ -42,6 +42,7 @@ from tp2d_mesh.model.optimizer import (
 )
 from tp2d_mesh.model.weights import initialize_weights, load_weights, parameter_count
 
+from tp2d_fsdp2 import float8
 from tp2d_fsdp2.families import COMPILED_FAMILIES, is_compiled
 from tp2d_fsdp2.gradients import (
     clip_factor,
@@ -49,9 +50,10 @@ from tp2d_fsdp2.gradients import (
     local_gradient,
     sum_partial_gradients,
 )
+from tp2d_fsdp2.holdings import fits_gathered, holdings
 from tp2d_fsdp2.loss_scale import LossScale
 from tp2d_fsdp2.parallelize import parallelize
-from tp2d_fsdp2.sharding import fits_gathered
+from tp2d_fsdp2.sharding import least_memory
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -75,7 +77,9 @@ def check(spec: EngineSpec, *, layout: Layout, device: torch.device, model: Any 
     Raises:
         ValueError: names the option, module or parameter.
     """
-    resolve_precision(spec.precision, device)
+    precision = resolve_precision(spec.precision, device)
+    if spec.float8:
+        float8.check_device(precision=precision, device=device)
     if model is None:
         return None
     model_type = model.config.model_type
@@ -84,7 +88,10 @@ def check(spec: EngineSpec, *, layout: Layout, device: torch.device, model: Any 
             f"compile=True: the layers of model type {model_type!r} have not been shown to compile whole: leave "
             f"compile out."
         )
-    return plan_model(model, tp=layout.tp, verified_only=spec.verified_only)
+    plan = plan_model(model, tp=layout.tp, verified_only=spec.verified_only)
+    if spec.float8:
+        float8.check_model(model, plan=plan, layout=layout)
+    return plan
 
 
 class FSDP2Engine:
@@ -122,6 +129,7 @@ class FSDP2Engine:
         progress("splitting the model over the ranks")
         self.compiled = is_compiled(spec, model_type=config.model_type, device=mesh.device)
         self.head = head_of(self.model)
+        held = holdings(self.model, plan=self.plan, layout=mesh.layout, precision=precision, optimizer=spec.optimizer)
         self.sharding = parallelize(
             self.model,
             mesh=mesh,
@@ -132,9 +140,7 @@ class FSDP2Engine:
             compiled=self.compiled,
         )
         self.gathers_once = (
-            fits_gathered(spec, parameters=self.parameter_count, precision=precision, mesh=mesh)
-            if spec.gather_once is None
-            else spec.gather_once
+            fits_gathered(held, memory=least_memory(mesh)) if spec.gather_once is None else spec.gather_once
         )
         self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
         self._fill_weights(weights, progress)
@@ -145,10 +151,11 @@ class FSDP2Engine:
 
     @property
     def warnings(self) -> tuple[str, ...]:
+        inexact = (float8.WARNING,) if self.spec.float8 else ()
         if self.compiled or self.spec.compile is not None or self.mesh.device.type == "cpu":
-            return ()
+            return inexact
         kind = self.model.config.model_type
-        return (f"layers are not compiled: those of model type {kind!r} have not been shown to compile whole",)
+        return (*inexact, f"layers are not compiled: those of model type {kind!r} have not been shown to compile whole")
 
     def _fill_weights(self, weights: Path | None, progress: Progress) -> None:
         state = self._named("model.", self.parameters)

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 from tp2d_mesh import EngineSpec, Mesh, Plan, Precision, chunk_range
-from tp2d_mesh.model.chunked_loss import give_loss
-from tp2d_mesh.model.heads import Head
+from tp2d_mesh.model.loss.chunks import give_loss
+from tp2d_mesh.model.loss.heads import Head
 from tp2d_mesh.model.recomputation import recomputed
 
 from tp2d_fsdp2.collectives import TensorParallel
+from tp2d_fsdp2.float8 import convert
 from tp2d_fsdp2.sharding import Sharding, shard
 from tp2d_fsdp2.styles import apply_styles, distribute_parameters, with_local_parameters
 
@@ -27,14 +28,14 @@ def parallelize(
     head: Head | None = None,
     compiled: bool = False,
 ) -> Sharding:
-    """Tensor parallel and the loss; per layer recomputation and compilation; FSDP2 per unit; then storage.
+    """Float8, tensor parallel and the loss; per layer recomputation and compilation; FSDP2 per unit; then storage.
 
     Args:
         model: a skeleton on the meta device; it is changed in place.
         mesh: the dp x tp mesh.
         plan: the model's plan at `mesh.layout.tp`.
         precision: dtypes of masters, compute and reduction.
-        spec: its `activation_checkpointing` and `compile_backend` are read.
+        spec: its `float8`, `activation_checkpointing` and `compile_backend` are read.
         head: how the loss is computed in chunks, so that the model's forward returns it for `labels`. Without, and
             where this is None, it returns logits, of this tp rank's chunk of the vocabulary.
         compiled: whether each layer is compiled, as one graph.
@@ -44,6 +45,8 @@ def parallelize(
     """
     split = mesh.layout.tp > 1
     rows = chunk_range(model.get_output_embeddings().weight.shape[0], mesh.layout.tp, mesh.tp_rank)
+    if spec.float8:
+        convert(model, plan=plan)
     if split:
         distribute_parameters(model, plan, mesh)
         apply_styles(model, plan, TensorParallel(mesh.tp_group))

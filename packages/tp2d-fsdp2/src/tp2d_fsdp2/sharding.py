@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from tp2d_mesh import OPTIMIZERS, EngineSpec, Mesh, Plan, Precision
+from tp2d_mesh import Layout, Mesh, Plan, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +61,11 @@ def shard(model: Any, *, plan: Plan, mesh: Mesh, precision: Precision) -> Shardi
         mesh: the dp x tp mesh.
         precision: dtypes of masters, compute and reduction.
     """
-    uniform = precision.master == precision.compute == precision.reduce
-    if mesh.layout.dp == 1 and uniform:
+    if not is_sharded(mesh.layout, precision):
         return Sharding(root=None, layers=())
     policy = (
         MixedPrecisionPolicy()
-        if uniform
+        if is_uniform(precision)
         else MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=precision.reduce)
     )
     layers = tuple(_fsdp([model.get_submodule(name)], mesh=mesh, policy=policy, drop=True) for name in plan.layers)
@@ -80,6 +79,16 @@ def shard(model: Any, *, plan: Plan, mesh: Mesh, precision: Precision) -> Shardi
     if last:
         _fsdp(last, mesh=mesh, policy=policy, drop=False)
     return Sharding(root=_fsdp([model], mesh=mesh, policy=policy, drop=False), layers=layers)
+
+
+def is_sharded(layout: Layout, precision: Precision) -> bool:
+    """Whether FSDP2 is used at all: not where one dp rank computes in its masters' dtype."""
+    return layout.dp > 1 or not is_uniform(precision)
+
+
+def is_uniform(precision: Precision) -> bool:
+    """Whether a run has one dtype."""
+    return precision.master == precision.compute == precision.reduce
 
 
 def outer_units(model: Any, plan: Plan) -> tuple[list[str], list[str]]:
@@ -116,25 +125,17 @@ def _fsdp(unit: list[Any], *, mesh: Mesh, policy: MixedPrecisionPolicy, drop: bo
     return sharded
 
 
-def fits_gathered(spec: EngineSpec, *, parameters: int, precision: Precision, mesh: Mesh) -> bool:
-    """Whether a rank has room for whole weights and gradients beside its share of the states; a collective.
+def least_memory(mesh: Mesh) -> float:
+    """Bytes of the device of the rank that has the least; a collective, and equal on every rank.
 
-    It has where both together take at most half of the device's memory. That is a matter of sizes alone, so a run
-    that is resumed on the same machines decides as before.
+    All of it, not what is free: that changes from start to start.
 
     Args:
-        spec: names the optimizer.
-        parameters: how many the model has.
-        precision: dtypes of masters, compute and reduction.
         mesh: the dp x tp mesh.
     """
-    per_tp_rank = parameters / mesh.layout.tp
-    whole = per_tp_rank * (precision.compute.itemsize + precision.reduce.itemsize)
-    copies = 1 + len(OPTIMIZERS[spec.optimizer])
-    states = per_tp_rank / mesh.layout.dp * (copies * precision.master.itemsize + precision.reduce.itemsize)
     room = torch.tensor([_memory_of_a_rank(mesh)], dtype=torch.float64, device=mesh.device)
     dist.all_reduce(room, dist.ReduceOp.MIN, group=mesh.world_group)
-    return whole + states <= float(room) / 2
+    return float(room)
 
 
 def _memory_of_a_rank(mesh: Mesh) -> float:

@@ -12,8 +12,8 @@ from typing import Any
 
 from tp2d_mesh import Layout, Plan, Precision, chunk_range, tp_ranges
 from tp2d_mesh.cost import Step, Unit
-from tp2d_mesh.model.head import tokens_per_chunk
-from tp2d_mesh.model.heads import head_of
+from tp2d_mesh.model.loss.head import tokens_per_chunk
+from tp2d_mesh.model.loss.heads import head_of
 
 from tp2d_fsdp2.sharding import outer_units
 
@@ -44,7 +44,7 @@ def describe_step(
         micro_batches: gradient accumulation steps.
         gather_once: whether weights are gathered and gradients reduced once per step.
     """
-    shapes = {name: _local_shape(p.shape, plan.parameters[name].tp_dim, layout) for name, p in model.named_parameters()}
+    shapes = {name: local_shape(p.shape, plan.parameters[name].tp_dim, layout) for name, p in model.named_parameters()}
     return Step(
         layout=layout,
         precision=precision,
@@ -69,7 +69,8 @@ def _loss_chunks(model: Any, tokens: int, *, layout: Layout, precision: Precisio
     return -(-tokens // at_once)
 
 
-def _local_shape(shape: tuple[int, ...], tp_dim: int | None, layout: Layout) -> tuple[int, ...]:
+def local_shape(shape: tuple[int, ...], tp_dim: int | None, layout: Layout) -> tuple[int, ...]:
+    """The shape of tp rank 0's part of a parameter, which has the most where tp does not divide it."""
     if tp_dim is None:
         return tuple(shape)
     held = sum(stop - start for start, stop in tp_ranges(shape[tp_dim], tp=layout.tp, tp_rank=0))

@@ -14,7 +14,7 @@ from tp2d_mesh.model.families import (
     VARLEN_FAMILIES,
     VERIFIED_FAMILIES,
 )
-from tp2d_mesh.model.loss import IGNORED
+from tp2d_mesh.model.loss.tokens import IGNORED
 from tp2d_mesh.model.packed import ModelBatch, check_packed, forward_inputs, model_batch
 from tp2d_mesh.model.plan import ParameterPlan, Plan, Style, check_heads, plan_model
 from tp2d_mesh.model.weights import build_skeleton

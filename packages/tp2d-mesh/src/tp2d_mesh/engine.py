@@ -37,6 +37,7 @@ class EngineSpec:
         compile: run `torch.compile` on each decoder layer, as one graph; None: on a GPU, for families shown to trace
             whole.
         compile_backend: torch.compile's; `aot_eager` traces without other kernels, for checking parity.
+        float8: run the matrix products of the decoder layers in float8; faster on GPUs that have it, and not exact.
         gather_once: gather weights once and reduce gradients once per step, for all that is done with them in it; None:
             where whole weights and gradients, beside the rank's states, take at most half of the memory.
         attn_implementation: transformers' name of an attention (`sdpa`, `eager`, `flash_attention_2`, ...); None is
@@ -58,6 +59,7 @@ class EngineSpec:
     activation_checkpointing: str = "none"
     compile: bool | None = None
     compile_backend: str = "inductor"
+    float8: bool = False
     gather_once: bool | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False

@@ -15,8 +15,8 @@ from tp2d_train.cli import exit_code, parse
 from tp2d_train.commands.named import RunOptions, find_folder
 from tp2d_train.config import TrainConfig
 from tp2d_train.fields import option
-from tp2d_train.folder import RunFolder
-from tp2d_train.stored import read_stored
+from tp2d_train.runs.folder import RunFolder
+from tp2d_train.runs.stored import read_stored
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from tp2d_train.cli import exit_code, parse
 from tp2d_train.commands.export import export
 from tp2d_train.commands.named import RunOptions, find_folder
 from tp2d_train.fields import option
-from tp2d_train.stored import read_stored
+from tp2d_train.runs.stored import read_stored
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.fields import check_fields, option
-from tp2d_train.folder import RunFolder
 from tp2d_train.names import meant
+from tp2d_train.runs.folder import RunFolder
 
 _CONFIG = RunFolder(Path()).config.name
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from tp2d_train.cli import exit_code, parse
 from tp2d_train.commands.named import StorageOptions, folders
-from tp2d_train.folder import RunFolder
-from tp2d_train.hold import WATCHED_BEATS, Holder, this_machine
 from tp2d_train.report.metrics import column, read_lines
-from tp2d_train.runs import read_summary
-from tp2d_train.stored import read_stored
+from tp2d_train.runs.folder import RunFolder
+from tp2d_train.runs.hold import WATCHED_BEATS, Holder, this_machine
+from tp2d_train.runs.run import read_summary
+from tp2d_train.runs.stored import read_stored
 
 TAIL_BYTES = 1 << 16  # of metrics.jsonl, in which the last losses stand
 

@@ -10,7 +10,7 @@ from tp2d_train.commands.named import find_folder
 from tp2d_train.config import TrainConfig
 from tp2d_train.launch.joined import find_world
 from tp2d_train.options import check_needs, read_options
-from tp2d_train.runs import resumed_settings
+from tp2d_train.runs.run import resumed_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from tp2d_train.config import TrainConfig
 from tp2d_train.launch.view import live_view, say
 from tp2d_train.outcome import Diverged, Result, RunFailed, RunStopped
-from tp2d_train.runs import Run
+from tp2d_train.runs.run import Run
 
 
 def join(config: TrainConfig, world: Mapping[str, str]) -> Result:

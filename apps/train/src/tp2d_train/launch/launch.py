@@ -19,7 +19,7 @@ from tp2d_train.launch.view import live_view, say
 from tp2d_train.outcome import Diverged, Result, RunFailed, RunStopped, WorkerDied
 from tp2d_train.report.logs import set_log_level
 from tp2d_train.report.progress import EventLog
-from tp2d_train.runs import Run
+from tp2d_train.runs.run import Run
 from tp2d_train.setup.check import check
 
 # Usage reports need a network, the preemption watcher a cloud, Ray Train's metrics a dashboard. Workers that Ray starts

@@ -14,7 +14,7 @@ from tp2d_train.engines import ENGINES
 from tp2d_train.launch.ranks import Job
 from tp2d_train.outcome import WorkerDied
 from tp2d_train.report.progress import EventLog
-from tp2d_train.runs import Run
+from tp2d_train.runs.run import Run
 
 HOST = "127.0.0.1"
 GRACE_SECONDS = 5.0

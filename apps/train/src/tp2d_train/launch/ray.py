@@ -16,7 +16,7 @@ from tp2d_mesh.devices import backend_for
 from tp2d_train.config import TrainConfig
 from tp2d_train.outcome import WorkerDied
 from tp2d_train.report.progress import EventLog
-from tp2d_train.runs import Run
+from tp2d_train.runs.run import Run
 from tp2d_train.setup.devices import choose_device
 from tp2d_train.setup.mesh import check as check_mesh
 from tp2d_train.training.worker import train_func

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.report.progress import LiveView
-from tp2d_train.runs import Run
+from tp2d_train.runs.run import Run
 
 
 def live_view(run: Run) -> LiveView:

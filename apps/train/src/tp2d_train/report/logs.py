@@ -4,8 +4,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tp2d_train.folder import RunFolder
 from tp2d_train.report.progress import EventLog
+from tp2d_train.runs.folder import RunFolder
 
 PACKAGES = ("tp2d_data", "tp2d_mesh", "tp2d_fsdp2", "tp2d_autotp", "tp2d_ckpt", "tp2d_train")
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tp2d_train.folder import replace_file
+from tp2d_train.runs.folder import replace_file
 
 
 def read_lines(path: Path, *, start: int = 0) -> tuple[list[dict[str, Any]], int]:

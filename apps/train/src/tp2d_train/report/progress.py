@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from tp2d_train.folder import RunFolder
 from tp2d_train.report.display import open_display
 from tp2d_train.report.metrics import append_line, read_lines
+from tp2d_train.runs.folder import RunFolder
 
 POLL_SECONDS = 0.2
 

@@ -4,10 +4,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tp2d_train.folder import RunFolder
 from tp2d_train.report.metrics import append_line, cut_back, read_lines, write_json
 from tp2d_train.report.plot import plot_loss
 from tp2d_train.report.progress import EventLog
+from tp2d_train.runs.folder import RunFolder
 
 
 class Record:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tp2d_train.config import TrainConfig
-from tp2d_train.runs import Run, find_run
+from tp2d_train.runs.run import Run, find_run
 
 PATH_FIELDS = ("model_name", "tokenizer_name", "deepspeed_config")
 DATASET_FIELDS = ("dataset_name", "eval_dataset")

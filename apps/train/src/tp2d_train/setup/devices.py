@@ -25,7 +25,7 @@ def choose_device(config: TrainConfig, *, gpus: int) -> torch.device:
     """The kind of device the workers have, given how many GPUs there are for them.
 
     Raises:
-        ValueError: fewer GPUs than `--device cuda` needs, or a precision that the device does not have.
+        ValueError: fewer GPUs than `--device cuda` needs, or a precision or a record that the device does not have.
     """
     if config.device != "cpu" and gpus >= config.num_workers:
         return torch.device("cuda")
@@ -33,7 +33,18 @@ def choose_device(config: TrainConfig, *, gpus: int) -> torch.device:
         raise ValueError(f"device 'cuda' needs a GPU for each of the {config.num_workers} workers, there are {gpus}")
     device = torch.device("cpu")
     resolve_precision(config.precision, device)
+    check_snapshot(config, device=device)
     return device
+
+
+def check_snapshot(config: TrainConfig, *, device: torch.device) -> None:
+    """Refuses `memory_snapshot` on the CPU: torch keeps a record of a GPU's memory only.
+
+    Raises:
+        ValueError: it is asked for.
+    """
+    if config.memory_snapshot and device.type == "cpu":
+        raise ValueError("memory_snapshot records the memory of GPUs, and the workers compute on CPUs: leave it out")
 
 
 def has_cluster() -> bool:

@@ -18,7 +18,7 @@ from tp2d_mesh.devices import select_device
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.contracts import Engine, Loader
-from tp2d_train.folder import RunFolder
+from tp2d_train.runs.folder import RunFolder
 from tp2d_train.training.checkpoints import Checkpoints
 
 

@@ -6,7 +6,7 @@ All its decisions depend on numbers that are equal on all ranks; `length` has th
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tp2d_mesh import StepStats
 
@@ -23,6 +23,9 @@ from tp2d_train.training.schedule import learning_rate
 from tp2d_train.training.state import RunState
 from tp2d_train.training.stop import StopVote
 
+if TYPE_CHECKING:
+    from tp2d_train.training.profiling import Profiling
+
 
 class Loop:
     """Trains a run from where it is to its end.
@@ -37,6 +40,7 @@ class Loop:
         vote: on requests to stop early, and on alarms.
         run: where the run is; advanced in place.
         clock, meter: its times and speeds.
+        profiling: records some of the steps; None: no step is recorded.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Loop:
         run: RunState,
         clock: Clock,
         meter: Meter,
+        profiling: "Profiling | None" = None,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -63,6 +68,7 @@ class Loop:
         self._run = run
         self._clock = clock
         self._meter = meter
+        self._profiling = profiling
         self._micro_batches = None if config.streaming else len(loader)
         self._length = Length.of(config, micro_batches=self._micro_batches)
         self._first_step = run.step + 1
@@ -80,9 +86,10 @@ class Loop:
         self._resume()
         while not self._length.is_complete(self._run):
             left, stopped = self._length.steps_left(self._run), False
-            for micro_batches in self._epoch(left):
+            for micro_batches in self._recorded(self._epoch(left)):
                 self._step(micro_batches)
                 left, stopped = left - 1, self._is_stopped()
+                self._end_recorded()
                 if stopped or not left:
                     break
                 if self._due(self._config.eval_interval_steps):
@@ -141,6 +148,20 @@ class Loop:
             if not micro_batches or (len(micro_batches) < wanted and self._config.last_batch == "drop"):
                 return
             yield micro_batches
+
+    def _recorded(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        return steps if self._profiling is None else self._profiling.over(steps)
+
+    def _end_recorded(self) -> None:
+        """Ends the recording of a step. After the last one speeds are measured anew: those steps were slower."""
+        if self._profiling is None or not self._profiling.end_step():
+            return
+        self._clock.lap("train")
+        self._profiling.write()
+        self._clock.lap("save")
+        run = self._run
+        self._meter.read(step=run.step, tokens=int(run.tokens), positions=int(run.positions))
+        self._meter.warmed_up(step=run.step, tokens=run.tokens, positions=run.positions)
 
     def _step(self, micro_batches: Sequence[Batch]) -> None:
         config, run = self._config, self._run

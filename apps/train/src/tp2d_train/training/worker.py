@@ -3,23 +3,28 @@
 `train_func` is what every launcher calls on every rank, and what a user's own `TorchTrainer` takes.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tp2d_mesh.devices import use_deterministic_kernels
 
 from tp2d_train.config import TrainConfig
-from tp2d_train.folder import RunFolder
 from tp2d_train.report.logs import logged_as_events, set_log_level
 from tp2d_train.report.meter import Clock, Meter
 from tp2d_train.report.progress import EventLog
 from tp2d_train.report.record import Record
-from tp2d_train.setup.build import build
+from tp2d_train.runs.folder import RunFolder
+from tp2d_train.setup.build import Parts, build
+from tp2d_train.setup.devices import check_snapshot
 from tp2d_train.training.host import Host, check_alone, find_host, own_rank, own_world_size
 from tp2d_train.training.loop import Loop
 from tp2d_train.training.stop import StopVote, stop_requests
 from tp2d_train.training.summary import announce, conclude, summarise
+
+if TYPE_CHECKING:
+    from tp2d_train.training.profiling import Profiling
 
 
 def train_func(config: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +69,7 @@ def _train(config: TrainConfig, host: Host, folder: RunFolder, requested: Callab
     if config.deterministic:
         use_deterministic_kernels()  # before anything touches a GPU
     device = host.device(config.device)
+    check_snapshot(config, device=device)
     clock = Clock(device)
     record = Record(folder, active=own_rank() == 0)
     # Any rank may be the one that tokenises.
@@ -76,6 +82,7 @@ def _train(config: TrainConfig, host: Host, folder: RunFolder, requested: Callab
     clock.lap("setup")
     meter = Meter(clock, parts.hardware, step=run.step, tokens=int(run.tokens), positions=int(run.positions))
     vote = StopVote(requested, timeout=timedelta(seconds=config.timeout_s))
+    profiling = _profiling(config, parts, folder, record, first_step=run.step + 1)
     loop = Loop(
         config,
         engine=parts.engine,
@@ -87,10 +94,12 @@ def _train(config: TrainConfig, host: Host, folder: RunFolder, requested: Callab
         run=run,
         clock=clock,
         meter=meter,
+        profiling=profiling,
     )
     announce(config, parts, run, record, resumed=None if info is None else info.path.name)
     record.phase("compiling, and the first step" if parts.engine.compiled else "the first step")
-    finished = loop.run()
+    with profiling or contextlib.nullcontext():
+        finished = loop.run()
     summary = summarise(config, parts, run, clock=clock, meter=meter, finished=finished)
     conclude(config, summary, record)
     if parts.mesh.rank == 0:
@@ -99,3 +108,13 @@ def _train(config: TrainConfig, host: Host, folder: RunFolder, requested: Callab
     parts.engine.close()
     parts.mesh.close()
     return summary
+
+
+def _profiling(
+    config: TrainConfig, parts: Parts, folder: RunFolder, record: Record, *, first_step: int
+) -> "Profiling | None":
+    if not (config.profile or config.memory_snapshot):
+        return None
+    from tp2d_train.training.profiling import Profiling  # late: only a run that records needs the profiler
+
+    return Profiling(config, mesh=parts.mesh, folder=folder, record=record, first_step=first_step)

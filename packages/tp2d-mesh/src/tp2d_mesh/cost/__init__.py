@@ -1,5 +1,6 @@
 """What training costs: the collectives of a step, the bytes a rank sends for them, the arithmetic of a token."""
 
+from tp2d_mesh.cost.estimate import Estimate, Memory
 from tp2d_mesh.cost.flops import flops_per_token
 from tp2d_mesh.cost.rings import all_gather_bytes, all_reduce_bytes, reduce_scatter_bytes, transfer_seconds
 from tp2d_mesh.cost.step import (
@@ -14,6 +15,8 @@ from tp2d_mesh.cost.step import (
 )
 
 __all__ = [
+    "Estimate",
+    "Memory",
     "Step",
     "Traffic",
     "Unit",

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from tp2d_mesh.model.attention import ATTENTION, VARLEN, kernel_for
-from tp2d_mesh.model.documents import find_documents
+from tp2d_mesh.model.attention.documents import find_documents
+from tp2d_mesh.model.attention.function import ATTENTION, VARLEN, kernel_for
 from tp2d_mesh.model.families import DOCUMENT_FAMILIES, PACKED_FAMILIES, VARLEN_FAMILIES
 
 MASK_ATTENTIONS = frozenset({"eager", "sdpa"})
@@ -48,7 +48,7 @@ def model_batch(batch: Mapping[str, torch.Tensor], *, config: Any, device: torch
 
     Args:
         batch: `(batch, seq)` int64 `input_ids` and `labels`, and `position_ids` where the rows are packed. Where it
-            has an attribute `documents` (`tp2d_mesh.model.documents.DocumentEnds`), nobody looks for their ends.
+            has an attribute `documents` (`attention.documents.DocumentEnds`), nobody looks for their ends.
         config: the model's transformers configuration, with the attention in use.
         device: where the model is.
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from tp2d_mesh.engine import EngineSpec, Progress, no_progress
-from tp2d_mesh.model.attention import ATTENTION, choose_attention, register_attention
+from tp2d_mesh.model.attention.function import ATTENTION, choose_attention, register_attention
 from tp2d_mesh.shards import NamedTensor
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tp2d_mesh.model import attention
-from tp2d_mesh.model.loss import IGNORED
+from tp2d_mesh.model.attention import function as attention
+from tp2d_mesh.model.loss.tokens import IGNORED
 from tp2d_mesh.testing.parity import Batch, Reference
 
 LENGTHS = ((5, 9, 1, 7), (24,), (3, 3, 12, 6), (11, 10), (2, 22), (8, 8, 8), (1, 1, 20), (17,))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tp2d_mesh.layout import Layout
-from tp2d_mesh.model.loss import IGNORED
+from tp2d_mesh.model.loss.tokens import IGNORED
 from tp2d_mesh.shards import NamedTensor
 
 Batch = dict[str, torch.Tensor]

@@ -19,7 +19,7 @@ OPTIONS = {field.name for field in option_fields()} | OWN | {"batch_size", "conf
 OTHERS = {
     *("tokenizer_config", "chat_template", "add_generation_prompt", "eos_token", "pad_token", "vocab_size"),
     *("attention_mask", "position_ids", "ignore_index", "cross_entropy", "best_fit"),
-    *("save_pretrained", "train_func", "shm_size"),
+    *("save_pretrained", "train_func", "shm_size", "memory_viz"),
 }
 ADVICE = re.compile(r"\b(?:set|raise|lower|give|choose|leave out|or) (--)?([a-z]+(?:[_-][a-z]+)*)\b")
 ARGUMENTS = {"holdout", "part", "corpora", "sharding", "tokenizer"}

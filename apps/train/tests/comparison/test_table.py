@@ -1,5 +1,7 @@
 """The table says what is known, and whether the losses agree."""
 
+import dataclasses
+
 import pytest
 from tp2d_train.comparison.rows import Row
 from tp2d_train.comparison.table import markdown, notes_of, show, table_of, verdict
@@ -57,6 +59,15 @@ def test_a_reason_stands_below_the_table(capsys: pytest.CaptureFixture[str]) -> 
     head, first, second, *_ = capsys.readouterr().out.splitlines()
     assert head.index("state") == first.index("finished") == second.index("refused")
     assert markdown([DONE, REFUSED], notes).splitlines()[1].count("|") == 12
+
+
+def test_runs_with_one_reason_share_a_line() -> None:
+    other = dataclasses.replace(REFUSED, name="autotp-1x3", engine="autotp")
+    done = dataclasses.replace(DONE, reason="no plan: it has none")
+    assert notes_of([done, REFUSED, other], {}, environment={})[-2:] == [
+        "fsdp2-1x1: no plan: it has none",
+        "fsdp2-1x3, autotp-1x3 refused: 8 heads do not divide",
+    ]
 
 
 def test_a_terminal_gets_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ DESCRIPTION = (
     "Train the same model on the same data over several meshes and engines, one run after another, at the same global "
     "batch. The other options are those of tp2d train; a run that is there is not repeated."
 )
-USAGE = "tp2d compare [--config RUN.yaml] [--meshes 1x1,2x1] [--engines fsdp2,autotp] [--OPTION VALUE ...]"
+USAGE = "tp2d compare [--config RUN.yaml] [--OPTION VALUE ...]"
 INSTEAD = {
     "engine": "--engines",
     "tp_size": "--meshes",

@@ -114,9 +114,13 @@ def _meanings(rows: Sequence[Row], environment: Mapping[str, str]) -> Iterator[s
 
 
 def _reasons(rows: Sequence[Row]) -> Iterator[str]:
+    """Each reason once, with the runs that have it."""
+    names: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.reason:
-            yield f"{row.name}{'' if row.state == 'finished' else f' {row.state}'}: {row.reason}"
+            names.setdefault((row.state, row.reason), []).append(row.name)
+    for (state, reason), those in names.items():
+        yield f"{', '.join(those)}{'' if state == 'finished' else f' {state}'}: {reason}"
 
 
 def _aligned(head: str, cell: str, width: int) -> str:

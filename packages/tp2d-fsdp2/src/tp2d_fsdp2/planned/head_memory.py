@@ -11,7 +11,7 @@ from tp2d_mesh.model.loss.head import head_loss_sum
 from tp2d_mesh.model.loss.heads import head_of
 from tp2d_mesh.model.loss.tokens import token_loss_sum
 
-from tp2d_fsdp2.one_rank import lone_group
+from tp2d_fsdp2.planned.one_rank import lone_group
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from tp2d_mesh.cost import Step, Unit
 from tp2d_mesh.cost.activations import Activations
 
-from tp2d_fsdp2.head_memory import HeadMemory
 from tp2d_fsdp2.holdings import Holdings
+from tp2d_fsdp2.planned.head_memory import HeadMemory
 
 
 @dataclass(frozen=True, kw_only=True)

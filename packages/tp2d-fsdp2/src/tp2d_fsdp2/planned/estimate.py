@@ -17,10 +17,10 @@ from tp2d_mesh.cost import Estimate, Memory, step_traffic
 from tp2d_mesh.cost.activations import Activations, trace_layers
 
 from tp2d_fsdp2.engine import check
-from tp2d_fsdp2.head_memory import HeadMemory, trace_head
 from tp2d_fsdp2.holdings import fits_gathered, holdings
-from tp2d_fsdp2.moments import largest
-from tp2d_fsdp2.one_rank import short_model
+from tp2d_fsdp2.planned.head_memory import HeadMemory, trace_head
+from tp2d_fsdp2.planned.moments import largest
+from tp2d_fsdp2.planned.one_rank import short_model
 from tp2d_fsdp2.sharding import is_sharded
 from tp2d_fsdp2.traffic import describe_step
 

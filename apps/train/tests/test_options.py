@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from tp2d_train.config import TrainConfig, option_fields
 from tp2d_train.fields import allowed_types, choices_of, text_of
 from tp2d_train.options import build_parser, check_needs, option_groups, read_options
@@ -107,17 +106,6 @@ def test_an_option_without_the_one_it_needs_is_refused() -> None:
         check_needs(TrainConfig(), given={"messages_field"})
     check_needs(TrainConfig(loss_on="assistant"), given={"messages_field", "seed"})
     check_needs(TrainConfig(), given={"seed"})
-
-
-def test_the_file_that_a_run_leaves_is_one_to_start_from(tmp_path: Path) -> None:
-    """It has every setting. Shows a start that is refused for a prompt's field that nobody asked for."""
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(TrainConfig().as_dict()), encoding="utf-8")
-    given = read_options(["--config", str(file)])
-    check_needs(TrainConfig(**given), given=given)
-    file.write_text("prompt_field: question", encoding="utf-8")
-    with pytest.raises(ValueError, match="prompt_field is read with loss_on completion only"):
-        check_needs(TrainConfig(), given=read_options(["--config", str(file)]))
 
 
 def test_the_common_options_are_few_and_the_groups_have_names() -> None:

@@ -6,7 +6,7 @@ at once.
 
 import dataclasses
 from argparse import SUPPRESS
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,7 @@ def read_options(argv: Sequence[str], *, command: str = "train") -> dict[str, An
     """
     settings = build_parser(command, every="--help-all" in argv).read(argv)
     path = settings.pop("config", None)
-    return {**(_asked(read_yaml(path)) if path else {}), **settings}
-
-
-def _asked(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Without options that are read with another one only and stand at their default, as in any run's `config.yaml`."""
-    usual = {field.name: field.metadata["default"] for field in option_fields() if "needs" in field.metadata}
-    return {name: value for name, value in content.items() if name not in usual or value != usual[name]}
+    return {**(read_yaml(path) if path else {}), **settings}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from common import RESULTS, table, versions, write_result
 from tp2d_mesh import Mesh, chunk_range
+from tp2d_mesh.cost.peak import Peak, peak_bytes
 from tp2d_mesh.model.loss.head import head_loss_sum, logit_bytes, tokens_per_chunk
 from tp2d_mesh.model.loss.logits import UNCHANGED, LogitTransform
 from tp2d_mesh.model.loss.tokens import token_loss_sum
 from tp2d_mesh.testing.counted import fake_mesh
-from tp2d_mesh.testing.memory import Peak, peak_bytes
 
 MIB = 2**20
 

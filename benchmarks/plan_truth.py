@@ -1,7 +1,6 @@
-"""What the engines' `estimate` says of a step against real steps on gloo meshes: memory by kind, and what is sent.
+"""What `tp2d_fsdp2.estimate` says of a step against real steps on gloo meshes: memory by kind, and what is sent.
 
-    python benchmarks/plan_truth.py                    # both engines, every cell, some minutes
-    python benchmarks/plan_truth.py --engines fsdp2    # one engine
+    python benchmarks/plan_truth.py    # 5 minutes
 
 Each rank takes two steps. In the second one every tensor that an operator makes is counted for as long as it lives.
 Weights, gradients and the optimizer's state are walked and must be equal to the byte, as must calls and bytes of all
@@ -11,7 +10,6 @@ gradients, which the plan counts by themselves. Layers are eager; the rank is th
 
 import argparse
 import itertools
-import pkgutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,8 @@ from unittest.mock import patch
 import torch
 from common import RESULTS, table, versions, write_result
 from torch.distributed.tensor import DTensor
-from tp2d_mesh import Layout, Mesh, build_skeleton, resolve_precision
+from tp2d_fsdp2 import FSDP2Engine, estimate
+from tp2d_mesh import EngineSpec, Layout, Mesh, build_skeleton, resolve_precision
 from tp2d_mesh.cost import Estimate, totals
 from tp2d_mesh.cost.peak import peak_bytes
 from tp2d_mesh.model.loss import head
@@ -44,7 +43,6 @@ SIZES: dict[str, Any] = {
 GEMMA = {"layer_types": ["sliding_attention"] * 3 + ["full_attention"], "sliding_window": 32}
 FAMILIES = ("qwen2", "llama", "qwen3", "gemma3_text")
 MESHES = (Layout(dp=2, tp=1), Layout(dp=1, tp=2), Layout(dp=2, tp=2))
-ENGINES = {"fsdp2": ("FSDP2Engine", "EngineSpec"), "autotp": ("AutoTPEngine", "AutoTPSpec")}
 CPU = torch.device("cpu")
 
 
@@ -53,25 +51,21 @@ class Cell:
     """One step to estimate and to measure.
 
     Args:
-        engine: a key of `ENGINES`.
         family: transformers' model type.
         layout: the mesh.
-        options: of the engine's spec that differ from its defaults.
+        options: of the spec that are not as usual: eager, and gathered for each micro-batch.
         accumulation: micro-batches.
         chunked: whether the head is computed in chunks of 128 tokens; else at once.
     """
 
-    engine: str
     family: str
     layout: Layout
     options: tuple[tuple[str, Any], ...] = ()
     accumulation: int = 1
     chunked: bool = False
 
-    def spec(self) -> Any:
-        kind = pkgutil.resolve_name(f"tp2d_{self.engine}:{ENGINES[self.engine][1]}")
-        eager = {"compile": False, "gather_once": False} if self.engine == "fsdp2" else {}
-        return kind(**{**eager, **dict(self.options)})
+    def spec(self) -> EngineSpec:
+        return EngineSpec(**{"compile": False, "gather_once": False, **dict(self.options)})
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.options) or "defaults"
@@ -95,16 +89,13 @@ def config_of(family: str) -> Any:
 
 
 def estimated(cell: Cell) -> Estimate:
-    """What the engine's `estimate` says."""
+    """What the engine says beforehand."""
     spec = cell.spec()
     master = resolve_precision(spec.precision, CPU).master
     model = build_skeleton(config_of(cell.family), spec=spec, dtype=master)
     size = {"batch": ROWS, "seq": SEQ, "micro_batches": cell.accumulation}
     with patch.object(head, "CHUNK_BYTES", _chunk_bytes(cell)):
-        found: Estimate = pkgutil.resolve_name(f"tp2d_{cell.engine}:estimate")(
-            spec, model=model, layout=cell.layout, device=CPU, **size
-        )
-    return found
+        return estimate(spec, model=model, layout=cell.layout, device=CPU, **size)
 
 
 def _chunk_bytes(cell: Cell) -> int:
@@ -113,10 +104,9 @@ def _chunk_bytes(cell: Cell) -> int:
 
 def measured(mesh: Mesh, cell: Cell) -> Measured:
     """Two real steps of one rank; the second is counted."""
-    kind = pkgutil.resolve_name(f"tp2d_{cell.engine}:{ENGINES[cell.engine][0]}")
     batches = random_batches(steps=cell.accumulation, rows=ROWS, seq_length=SEQ, vocab_size=VOCABULARY)
     with patch.object(head, "CHUNK_BYTES", _chunk_bytes(cell)):
-        engine = kind(cell.spec(), config=config_of(cell.family), weights=None, mesh=mesh)
+        engine = FSDP2Engine(cell.spec(), config=config_of(cell.family), weights=None, mesh=mesh)
         gradients: list[int] = []
         engine.optimizer.register_step_pre_hook(lambda *_: gradients.append(_size(_gradients(engine))))
         with peak_bytes(apart=lambda: _gradients(engine)) as peak:
@@ -149,20 +139,19 @@ def _size(tensors: Sequence[torch.Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def cells(engine: str) -> Iterator[Cell]:
+def cells() -> Iterator[Cell]:
     """Every family, mesh, recomputation and accumulation; then the other options on one family and mesh."""
     for family, layout in itertools.product(FAMILIES, MESHES):
         for mode, accumulation in itertools.product(("none", "selective", "full"), (1, 4)):
             options = (("activation_checkpointing", mode),)
-            yield Cell(engine=engine, family=family, layout=layout, options=options, accumulation=accumulation)
+            yield Cell(family=family, layout=layout, options=options, accumulation=accumulation)
     for family, layout in itertools.product(("llama", "qwen2"), MESHES):
-        yield Cell(engine=engine, family=family, layout=layout, chunked=True)
+        yield Cell(family=family, layout=layout, chunked=True)
         for precision in ("bf16", "bf16-pure"):
-            yield Cell(engine=engine, family=family, layout=layout, options=(("precision", precision),))
-        if engine == "fsdp2":
-            for accumulation in (1, 4):
-                once = (("gather_once", True),)
-                yield Cell(engine=engine, family=family, layout=layout, options=once, accumulation=accumulation)
+            yield Cell(family=family, layout=layout, options=(("precision", precision),))
+        for accumulation in (1, 4):
+            once = (("gather_once", True),)
+            yield Cell(family=family, layout=layout, options=once, accumulation=accumulation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +188,7 @@ class Row:
     def texts(self) -> tuple[object, ...]:
         """The row of the table."""
         cell = self.cell
-        where = (cell.engine, cell.family, cell.layout, cell, cell.accumulation, "yes" if cell.chunked else "no")
+        where = (cell.family, cell.layout, cell, cell.accumulation, "yes" if cell.chunked else "no")
         peaks = (f"{self.beside:,}", f"{self.found.peak:,}", f"{100 * self.error:+.1f} %")
         return (*where, "equal" if self.exact else "different", *peaks)
 
@@ -218,19 +207,18 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
         f"error of a peak is {100 * worst:.1f} %.",
         "",
     )
-    head_line = "engine | family | mesh | options | micro-batches | chunks | exact | planned peak | measured | error"
+    head_line = "family | mesh | options | micro-batches | chunks | exact | planned peak | measured | error"
     yield from table(head_line, (row.texts() for row in rows))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--output", type=Path, default=RESULTS / "plan_truth.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     with reuse_ranks():
-        for cell in itertools.chain.from_iterable(map(cells, given.engines)):
+        for cell in cells():
             found = run_on_mesh(measured, cell, dp=cell.layout.dp, tp=cell.layout.tp)[0]
             rows.append(Row(cell=cell, said=estimated(cell), found=found))
             print(*rows[-1].texts(), flush=True)

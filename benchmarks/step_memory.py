@@ -17,8 +17,8 @@ from common import RESULTS, table, versions, write_result
 from torch.utils.flop_counter import FlopCounterMode
 from tp2d_fsdp2 import FSDP2Engine
 from tp2d_mesh import RECOMPUTATION, EngineSpec
+from tp2d_mesh.cost.peak import peak_bytes
 from tp2d_mesh.testing.counted import counted, fake_mesh
-from tp2d_mesh.testing.memory import peak_bytes
 from tp2d_mesh.testing.parity import random_batches
 from transformers import LlamaConfig
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 from tp2d_mesh import Mesh, chunk_range
+from tp2d_mesh.cost.peak import peak_bytes
 from tp2d_mesh.model.loss.head import head_loss_sum, logit_bytes, tokens_per_chunk
 from tp2d_mesh.model.loss.logits import UNCHANGED, LogitTransform
 from tp2d_mesh.model.loss.tokens import token_loss_sum
 from tp2d_mesh.testing import MeshError, run_on_mesh
 from tp2d_mesh.testing.counted import counted, fake_mesh
-from tp2d_mesh.testing.memory import peak_bytes
 
 VOCABULARY, HIDDEN = 11, 8
 SCALED, CAPPED = LogitTransform(scale=0.3), LogitTransform(scale=2.0, soft_cap=3.0)

@@ -39,12 +39,23 @@ def build_parser(command: str = "train", *, every: bool = False) -> Parser:
     parser.add_argument("--config", metavar="FILE", help="YAML file with defaults for the options", default=SUPPRESS)
     if command == "resume":
         parser.add_argument("name", metavar="NAME", help="name of the run")
+    add_options(parser, every=every, without=() if command == "train" else ("name", "resume"))
+    return parser
+
+
+def add_options(parser: Parser, *, every: bool, without: Collection[str] = ()) -> None:
+    """Adds the fields of `TrainConfig` under their headings.
+
+    Args:
+        parser: of a command.
+        every: whether the help shows all of them, or the common ones.
+        without: names of fields that the command does not take.
+    """
     for title, fields in option_groups().items():
         group = parser.add_argument_group(title)
         for field in fields:
-            if command == "train" or field.name not in ("name", "resume"):
+            if field.name not in without:
                 parser.add_option(field, group=group, shown=every or "common" in field.metadata)
-    return parser
 
 
 def option_groups() -> dict[str, list[dataclasses.Field]]:

@@ -19,6 +19,7 @@ from tp2d_mesh import (
     ModelBatch,
     NamedTensor,
     Plan,
+    Precision,
     Progress,
     StepStats,
     build_skeleton,
@@ -129,7 +130,7 @@ class FSDP2Engine:
         progress("splitting the model over the ranks")
         self.compiled = is_compiled(spec, model_type=config.model_type, device=mesh.device)
         self.head = head_of(self.model)
-        held = holdings(self.model, plan=self.plan, layout=mesh.layout, precision=precision, optimizer=spec.optimizer)
+        self.gathers_once = self._gathers_once(precision) if spec.gather_once is None else spec.gather_once
         self.sharding = parallelize(
             self.model,
             mesh=mesh,
@@ -138,9 +139,6 @@ class FSDP2Engine:
             spec=spec,
             head=self.head,
             compiled=self.compiled,
-        )
-        self.gathers_once = (
-            fits_gathered(held, memory=least_memory(mesh)) if spec.gather_once is None else spec.gather_once
         )
         self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
         self._fill_weights(weights, progress)
@@ -156,6 +154,11 @@ class FSDP2Engine:
             return inexact
         kind = self.model.config.model_type
         return (*inexact, f"layers are not compiled: those of model type {kind!r} have not been shown to compile whole")
+
+    def _gathers_once(self, precision: Precision) -> bool:
+        layout, optimizer = self.mesh.layout, self.spec.optimizer
+        held = holdings(self.model, plan=self.plan, layout=layout, precision=precision, optimizer=optimizer)
+        return fits_gathered(held, memory=least_memory(self.mesh))
 
     def _fill_weights(self, weights: Path | None, progress: Progress) -> None:
         state = self._named("model.", self.parameters)

@@ -5,7 +5,6 @@ head. In forward a unit's weights are gathered before it runs; those of a layer 
 in backward. Then gradients are summed over dp and scattered. Over several micro-batches this may be done once per step.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from tp2d_mesh import Layout, Mesh, Plan, Precision
+from tp2d_mesh.devices import total_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +133,7 @@ def least_memory(mesh: Mesh) -> float:
     Args:
         mesh: the dp x tp mesh.
     """
-    room = torch.tensor([_memory_of_a_rank(mesh)], dtype=torch.float64, device=mesh.device)
+    memory = total_memory(mesh.device, ranks=mesh.layout.world_size)
+    room = torch.tensor([memory], dtype=torch.float64, device=mesh.device)
     dist.all_reduce(room, dist.ReduceOp.MIN, group=mesh.world_group)
     return float(room)
-
-
-def _memory_of_a_rank(mesh: Mesh) -> float:
-    """Bytes of this rank's GPU; or this machine's memory, as if all ranks ran on it."""
-    if mesh.device.type == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / mesh.layout.world_size
-    return torch.get_device_module(mesh.device).get_device_properties(mesh.device).total_memory

@@ -123,6 +123,18 @@ def peak_memory(device: torch.device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def total_memory(device: torch.device, *, ranks: int) -> int:
+    """Bytes of a rank's device: all of its GPU's; on the CPU its part of this machine's, as if all ranks ran on it.
+
+    Args:
+        device: of the rank, on this machine.
+        ranks: of the whole run.
+    """
+    if device.type == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
+    return int(torch.get_device_module(device).get_device_properties(device).total_memory)
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """The dense peak of one device in FLOP/s for matrix products in `dtype`; None where it is not known."""
     if device.type != "cuda":

@@ -12,7 +12,7 @@ from tp2d_train.config import RECOMPUTATION, TrainConfig
 from tp2d_train.engines import ENGINES
 from tp2d_train.fields import option
 from tp2d_train.launch.joined import find_world
-from tp2d_train.options import check_needs, option_groups, read_yaml
+from tp2d_train.options import add_options, check_needs, read_yaml
 from tp2d_train.outcome import RunFailed
 
 if TYPE_CHECKING:
@@ -82,12 +82,7 @@ def _parser(*, every: bool) -> Parser:
     group = parser.add_argument_group("What is compared")
     for field in own:
         parser.add_option(field, group=group)
-    taken = {*INSTEAD, *(field.name for field in own)}
-    for title, fields in option_groups().items():
-        group = parser.add_argument_group(title)
-        for field in fields:
-            if field.name not in taken:
-                parser.add_option(field, group=group, shown=every or "common" in field.metadata)
+    add_options(parser, every=every, without={*INSTEAD, *(field.name for field in own)})
     return parser
 
 

@@ -1,7 +1,6 @@
 """`tp2d runs`: the runs of a folder, newest first, as a table. It reads small files only, and changes nothing."""
 
 import fcntl
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
@@ -11,6 +10,7 @@ from typing import Any
 from tp2d_train.cli import exit_code, parse
 from tp2d_train.commands.named import StorageOptions, folders
 from tp2d_train.report.metrics import column, read_lines
+from tp2d_train.report.table import show_table
 from tp2d_train.runs.folder import RunFolder
 from tp2d_train.runs.hold import WATCHED_BEATS, Holder, this_machine
 from tp2d_train.runs.run import read_summary
@@ -57,7 +57,8 @@ def _list(argv: Sequence[str]) -> None:
     if not found:
         print(f"no runs in {Path(options.storage_path).expanduser().absolute()}; tp2d train starts one")
         return
-    _show([describe(folder) for folder in found])
+    heads = [field.name.replace("_", " ") for field in fields(Row)]
+    show_table(heads, [astuple(describe(folder)) for folder in found], whole=("name", "state"))
 
 
 def describe(folder: RunFolder) -> Row:
@@ -124,23 +125,3 @@ def _is_running(folder: RunFolder) -> bool:
 def _changed(folder: RunFolder) -> float:
     files = (folder.config, folder.metrics, folder.summary)
     return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
-
-
-def _show(rows: Sequence[Row]) -> None:
-    """A table that fits the terminal, or aligned text in a pipe."""
-    heads = [field.name.replace("_", " ") for field in fields(Row)]
-    cells: list[tuple[str, ...]] = [astuple(row) for row in rows]
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False)
-        for head in heads:
-            table.add_column(head, no_wrap=head in ("name", "state"))
-        for row in cells:
-            table.add_row(*row)
-        Console().print(table, markup=False, highlight=False)
-        return
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    for line in [heads, *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,11 +1,11 @@
 """What a run of a comparison is planned to need, as its engine says."""
 
-import os
 import pkgutil
 
 import torch
 from tp2d_mesh import build_skeleton, resolve_precision
 from tp2d_mesh.cost import Estimate
+from tp2d_mesh.devices import total_memory
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.engines import ENGINES
@@ -22,6 +22,7 @@ def planned(config: TrainConfig) -> Estimate | str:
     if name is None:
         return f"the engine {config.engine} does not estimate a step"
     device, spec = devices.check(config), config.engine_spec
+    is_here = device.type == "cpu" or torch.accelerator.is_available()
     dtype = resolve_precision(spec.precision, device).master
     estimate: Estimate = pkgutil.resolve_name(name)(
         spec,
@@ -31,15 +32,6 @@ def planned(config: TrainConfig) -> Estimate | str:
         batch=config.batch_size_per_gpu,
         seq=config.seq_length,
         micro_batches=config.gradient_accumulation_steps,
-        memory_per_rank=_memory_of_a_rank(config, device),
+        memory_per_rank=total_memory(device, ranks=config.num_workers) if is_here else None,
     )
     return estimate
-
-
-def _memory_of_a_rank(config: TrainConfig, device: torch.device) -> int | None:
-    """Bytes; None where this machine has no such device. On the CPU, as if all ranks ran here."""
-    if device.type == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // config.num_workers
-    if not torch.accelerator.is_available():
-        return None
-    return int(torch.get_device_module(device).get_device_properties(0).total_memory)

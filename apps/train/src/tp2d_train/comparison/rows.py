@@ -84,7 +84,7 @@ def measured_row(cell: Cell, folder: RunFolder, *, reference: Losses | None) -> 
     lines, _ = read_lines(folder.metrics)
     summary = read_summary(folder)
     timed = [line for line in lines if "step_seconds" in line and line["step"] > FIRST_STEPS]
-    losses = read_losses(folder)
+    losses = _losses(lines)
     rows = cell.settings["batch_size_per_gpu"] * cell.settings["dp_size"]
     return dataclasses.replace(
         empty_row(cell, state="finished"),
@@ -113,7 +113,10 @@ def with_plan(row: Row, estimate: Estimate | str) -> Row:
 
 def read_losses(folder: RunFolder) -> Losses:
     """The losses of a run by step; one that is not finite is absent."""
-    lines, _ = read_lines(folder.metrics)
+    return _losses(read_lines(folder.metrics)[0])
+
+
+def _losses(lines: Sequence[Mapping[str, Any]]) -> Losses:
     return dict(zip(*column(lines, "loss"), strict=True))
 
 

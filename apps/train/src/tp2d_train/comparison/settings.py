@@ -5,7 +5,7 @@ Nothing here imports torch, so that a wrong option is answered at once.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from tp2d_train.config import RECOMPUTATION, TrainConfig
@@ -187,7 +187,7 @@ def _names_a_world(given: Mapping[str, Any]) -> bool:
     return any(given.get(name) for name in MESH)
 
 
-def _check_known(name: str, values: Sequence[str], known: Iterator[str] | Mapping[str, Any] | Sequence[str]) -> None:
+def _check_known(name: str, values: Sequence[str], known: Iterable[str]) -> None:
     choices = tuple(known)
     for value in values:
         if value not in choices:

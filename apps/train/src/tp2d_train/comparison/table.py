@@ -1,9 +1,9 @@
 """The rows of a comparison as text: aligned or a terminal's table, and Markdown."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tp2d_train.comparison.rows import FIRST_STEPS, Losses, Row, largest_difference
+from tp2d_train.report.table import show_table
 
 MIB = 1 << 20
 BOUND, BOUND_STEPS = 1e-5, 20
@@ -31,20 +31,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
 def show(rows: Sequence[Row], notes: Sequence[str]) -> None:
     """Prints the table, and the notes below it; a table of lines on a terminal, aligned text in a pipe."""
     heads, cells = table_of(rows)
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False)
-        for head in heads:
-            table.add_column(head, no_wrap=head in ("engine", "mesh"), justify="left" if head in _WORDS else "right")
-        for row in cells:
-            table.add_row(*row)
-        Console().print(table, markup=False, highlight=False)
-    else:
-        widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-        for line in [heads, *cells]:
-            print("  ".join(map(_aligned, heads, line, widths)).rstrip())
+    show_table(heads, cells, whole=("engine", "mesh"), numbers=[head for head in heads if head not in _WORDS])
     print("\n".join(["", *notes]))
 
 
@@ -121,10 +108,6 @@ def _reasons(rows: Sequence[Row]) -> Iterator[str]:
             names.setdefault((row.state, row.reason), []).append(row.name)
     for (state, reason), those in names.items():
         yield f"{', '.join(those)}{'' if state == 'finished' else f' {state}'}: {reason}"
-
-
-def _aligned(head: str, cell: str, width: int) -> str:
-    return cell.ljust(width) if head in _WORDS else cell.rjust(width)
 
 
 def _mib(size: float | None, form: str = ".1f") -> str:

@@ -50,13 +50,14 @@ def settings_of(runs: Sequence[Facts]) -> Settings | None:
     Of several runs those come first that differ, of one those that are not at their default; and in either case what
     says which run it is: `ALWAYS`.
     """
-    configs = [run.config for run in runs]
-    if not any(configs):
+    known = [(run.config, _plain(run.config)) for run in runs if run.config is not None]
+    if not known:
         return None
+    configs = [run.config for run in runs]
     first: list[Setting] = []
     rest: list[tuple[str, list[Setting]]] = []
     for heading, fields in option_groups().items():
-        found = [_setting(field, configs) for field in fields if field.name not in PLACE]
+        found = [_setting(field, configs, known) for field in fields if field.name not in PLACE]
         early = [setting for setting in found if _is_early(setting, several=len(runs) > 1)]
         first += early
         if late := [setting for setting in found if setting not in early]:
@@ -68,20 +69,26 @@ def _is_early(setting: Setting, *, several: bool) -> bool:
     return setting.name in ALWAYS or (setting.differs if several else not setting.is_usual)
 
 
-def _setting(field: Field, configs: Sequence[TrainConfig | None]) -> Setting:
+def _plain(config: TrainConfig) -> TrainConfig:
+    """The defaults for a run's model and data."""
+    return TrainConfig(model_name=config.model_name, dataset_name=config.dataset_name)
+
+
+def _setting(
+    field: Field, configs: Sequence[TrainConfig | None], known: Sequence[tuple[TrainConfig, TrainConfig]]
+) -> Setting:
+    """`known` has the configurations that can be read, each with the defaults for its model and data."""
     values = [None if config is None else text_of(getattr(config, field.name)) for config in configs]
-    known = [value for value in values if value is not None]
     return Setting(
         name=field.name,
         help=field.metadata["help"],
         values=values,
-        differs=len(set(known)) > 1,
-        is_usual=all(config is None or _is_usual(field, config) for config in configs),
+        differs=len({value for value in values if value is not None}) > 1,
+        is_usual=all(_is_usual(field, config, plain) for config, plain in known),
     )
 
 
-def _is_usual(field: Field, config: TrainConfig) -> bool:
+def _is_usual(field: Field, config: TrainConfig, plain: TrainConfig) -> bool:
     """Whether a field has the default of its model and data, or follows from others."""
     follows = field.metadata.get("derived") and "builtin" not in field.metadata
-    plain = TrainConfig(model_name=config.model_name, dataset_name=config.dataset_name)
     return bool(follows) or getattr(config, field.name) == getattr(plain, field.name)

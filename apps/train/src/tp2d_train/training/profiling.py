@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule,
 from tp2d_mesh import Mesh
 from tp2d_mesh.devices import peak_memory, synchronize
 from tp2d_mesh.profile import DATA, STEP, WAIT, Named, Step, collectives, recorded_steps, step_times, transfer_times
-from tp2d_mesh.testing.counted import Counted, counted
+from tp2d_mesh.testing.counted import Collective, Counted, counted
 
 from tp2d_train.config import TrainConfig
 from tp2d_train.report.record import Record
@@ -185,7 +185,7 @@ def _exported(profiler: profile, path: Path) -> dict[str, Any]:
     return trace
 
 
-def _named(collective: Any) -> Named:
+def _named(collective: Collective) -> Named:
     axis = collective.axis if collective.axis in ("dp", "tp", "world") else "other"
     return axis, collective.kind, collective.size
 

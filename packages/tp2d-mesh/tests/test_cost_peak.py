@@ -1,7 +1,7 @@
 """The most bytes that are alive at once, counted."""
 
 import torch
-from tp2d_mesh.testing.memory import peak_bytes
+from tp2d_mesh.cost.peak import peak_bytes
 
 
 def test_what_dies_is_taken_off_and_views_and_in_place_changes_take_nothing() -> None:
